@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'COMMAND', 'atomic', 'write_json', 'read_json', 'Stage', 'settings_of', 'fingerprint', 'versions', 'machine',
-           'Run', 'resolve', 'difference', 'plan', 'say', 'progress', 'Job', 'job', 'save_preset', 'run_stage',
-           'run_seconds']
+           'Run', 'resolve', 'difference', 'plan', 'say', 'progress', 'text_table', 'Job', 'job', 'save_preset',
+           'run_stage', 'run_seconds']
 
 # %% ../nbs/00b_stage.ipynb #5c85191b
 import hashlib, json, os, platform, resource, shutil, sys, tempfile, time, uuid
@@ -182,6 +182,13 @@ def progress(total:int, what:str, unit:str="it", start:int=0):
     from tqdm.auto import tqdm as auto
     make = text if COMMAND in os.environ else auto
     return make(total=total, desc=what, unit=unit, initial=start, unit_scale=total >= 10_000, disable="IN_TEST" in os.environ, dynamic_ncols=True)
+
+# %% ../nbs/00b_stage.ipynb #e9ed0e2c
+def text_table(rows:list[dict])->str:
+    "Rows as aligned text."
+    cells = [list(rows[0])] + [[str(v) for v in r.values()] for r in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(v.ljust(w) for v, w in zip(row, widths)).rstrip() for row in cells)
 
 # %% ../nbs/00b_stage.ipynb #e0f7de4a
 class Job:

@@ -1,0 +1,37 @@
+"Shared by the checks: how commands are run, and the last line that continuous integration reads."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+# Two checks run at a time on two cores; the hub is never asked.
+ENV = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "ELITE112M_COMMAND")} | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def sh(*args, timeout=300, **kw):
+    "Run a command of this environment to its end, output captured as text."
+    return subprocess.run([str(BIN / args[0]), *map(str, args[1:])], capture_output=True, text=True, timeout=timeout, env=ENV, **kw)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    "Options that shrink the nano preset to seconds."
+    from elite112m.config import TINY
+    return [a for k, v in TINY.items() for a in ("--set", f"{k}={v}")]
+
+
+_counts = {"passed": 0, "failed": 0}
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and report.passed: _counts["passed"] += 1
+    if report.failed: _counts["failed"] += 1
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"): print(f"{_counts['passed']} passed, {_counts['failed']} failed")

@@ -1,0 +1,199 @@
+"A whole run through the command line, by papermill, in a temporary folder; and what happens when it is disturbed."
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+
+from conftest import BIN, ENV, sh
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny):
+    "A finished tiny run and what the command printed."
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    done = sh("elite112m", "run", "nano", "--out", out, *tiny, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out, done
+
+
+def test_run_makes_everything(finished):
+    out, done = finished
+    for name in ("data/train.bin", "data/tokenizer.json", "pretrain/model.safetensors", "sft/model.safetensors", "eval/results.json",
+                 "eval/generations.jsonl", "export/hf/config.json", "report.html", "run.json"):
+        assert (out / name).exists(), name
+    assert len(list((out / "notebooks").glob("[0-9]*.ipynb"))) == 5
+    assert not list(out.rglob("*.tmp")) and not list((out / "notebooks").glob(".*"))
+    assert "pretrain: validation loss" in done.stderr and "tok/s" in done.stderr and done.stdout == ""
+
+
+def test_results_have_the_agreed_form(finished):
+    from elite112m.curriculum import CATEGORIES
+    results = json.loads((finished[0] / "eval/results.json").read_text())
+    assert list(results["categories"]) == list(CATEGORIES)
+    assert list(results["rows"]) == ["Factual Q&A", "Math format", "Math accuracy", "Code structure", "Instructions", "Pattern recognition"]
+    for r in [*results["rows"].values(), *results["categories"].values()]:
+        assert set(r) == {"correct", "total", "rate", "lo", "hi"} and 0 <= r["lo"] <= r["rate"] <= r["hi"] <= 1
+    assert results["contaminated"] == []
+
+
+def test_rerun_skips_and_says_so(finished, tiny):
+    done = sh("elite112m", "run", "nano", "--out", finished[0], *tiny)
+    assert done.returncode == 0 and done.stderr.count("skipped") == 5
+
+
+def test_other_settings_are_refused_by_name(finished):
+    done = sh("elite112m", "sft", "--run", finished[0], "--set", "pretrain.steps=13")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "pretrain.steps=12, not 13" in done.stderr and "--force" in done.stderr
+
+
+def test_moved_run_redone_stage_and_stale_ones(finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "moved")
+    done = sh("elite112m", "sft", "--run", out, "--force")
+    assert done.returncode == 0, done.stderr
+    status = sh("elite112m", "status", "--run", out).stdout
+    assert status.count("stale") == 2, status  # evaluate and export
+    done = sh("elite112m", "evaluate", "--run", out)
+    assert done.returncode == 0 and "evaluate: done" in done.stderr, done.stderr
+    assert str(finished[0]) not in (out / "run.json").read_text()
+
+
+def test_chat_answers_on_stdout_only(finished):
+    done = sh("elite112m", "chat", "--model", finished[0], "--input", "What is the capital of France?", "--max-new-tokens", "5")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    again = sh("elite112m", "chat", "--model", finished[0] / "export/hf", "--input", "What is the capital of France?", "--max-new-tokens", "5")
+    assert again.stdout == done.stdout
+
+
+def test_conversation_in_the_terminal(finished):
+    done = subprocess.run([BIN / "elite112m", "chat", "--model", finished[0], "--max-new-tokens", "4"], input="Hello\nAnd?\n\n", capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0 and done.stdout.count("Assistant:") == 2
+
+
+def test_report_shows_the_run(finished):
+    page = (finished[0] / "report.html").read_text()
+    assert "Factual Q&amp;A" in page and page.count("<svg") == 2 and "<script" not in page and 'src="http' not in page
+
+
+def test_failing_stage_names_its_notebook(finished, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "broken")
+    (out / "sft/model.safetensors").write_bytes(b"\0" * 99)
+    (out / "export/stage.json").unlink()
+    (out / "data/train.bin").unlink()
+    done = sh("elite112m", "pretrain", "--run", out, "--force")
+    assert done.returncode == 2 and "train.bin" in done.stderr
+    done = sh("elite112m", "sft", "--run", out, "--force", "--set", "sft.lr=1e30", "--set", "sft.clip=1e30", "--set", "sft.warmup_steps=0")
+    assert done.returncode in (1, 2)
+
+
+def test_same_seed_same_loss(finished, tmp_path, tiny):
+    done = sh("elite112m", "run", "nano", "--out", tmp_path / "twin", "--stages", "prepare,pretrain", *tiny)
+    assert done.returncode == 0, done.stderr
+    loss = lambda out: [json.loads(line).get("val_loss") for line in open(out / "pretrain/metrics.jsonl")]
+    assert loss(finished[0]) == loss(tmp_path / "twin")
+
+
+# ---- disturbances --------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny):
+    "A run prepared for a long pretraining."
+    out = tmp_path_factory.mktemp("runs") / "long"
+    done = sh("elite112m", "prepare", "--run", out, "--preset", "nano", *tiny, "--set", "pretrain.steps=4000")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def start(out):
+    "Begin its pretraining and wait for the first checkpoint."
+    p = subprocess.Popen([BIN / "elite112m", "pretrain", "--run", out], stderr=subprocess.PIPE, text=True, env=ENV)
+    until = time.time() + 90
+    while not list(out.glob("pretrain/checkpoints/step-*/state.json")) and time.time() < until: time.sleep(.1)
+    return p, psutil.Process(p.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_rerun_continues(prepared, tmp_path, number):
+    out = shutil.copytree(prepared, tmp_path / "run")
+    p, kernels = start(out)
+    p.send_signal(number)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 128 + number and "checkpoint saved" in err, err
+    assert not any(k.is_running() for k in kernels)
+    step = max(int(c.name[5:]) for c in out.glob("pretrain/checkpoints/step-*"))
+    p, _ = start(out)
+    time.sleep(8)
+    p.send_signal(number)
+    _, err = p.communicate(timeout=60)
+    assert f"continues at step {step}" in err, err
+
+
+def test_sigkill_leaves_no_process_and_no_lock(prepared, tmp_path):
+    out = shutil.copytree(prepared, tmp_path / "run")
+    p, kernels = start(out)
+    assert kernels
+    p.kill(); p.wait()
+    gone, alive = psutil.wait_procs(kernels, timeout=5)
+    assert not alive
+    p, _ = start(out)
+    assert p.poll() is None
+    p.send_signal(signal.SIGINT); p.communicate(timeout=60)
+
+
+def test_second_command_waits_then_gives_up(prepared, tmp_path):
+    out = shutil.copytree(prepared, tmp_path / "run")
+    p, _ = start(out)
+    before = time.time()
+    done = sh("elite112m", "pretrain", "--run", out)
+    assert done.returncode == 2 and "in use by another command" in done.stderr and done.stderr.count("\n") == 1
+    assert time.time() - before >= 10
+    p.send_signal(signal.SIGINT); p.communicate(timeout=60)
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+def bad_data(kind, d):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    path = d / {"missing": "gone.txt", "empty": "empty.txt", "no text column": "q.parquet", "binary": "noise.bin", "nothing readable": "folder",
+                "not utf-8": "latin.txt", "broken json": "b.jsonl", "numbers": "n.parquet", "truncated": "t.parquet", "blank": "blank.txt"}[kind]
+    if kind == "empty": path.touch()
+    if kind == "no text column": pq.write_table(pa.table({"question": ["why?"]}), path)
+    if kind == "numbers": pq.write_table(pa.table({"text": [1, 2]}), path)
+    if kind == "truncated": pq.write_table(pa.table({"text": ["a"] * 999}), path); path.write_bytes(path.read_bytes()[:200])
+    if kind == "binary": path.write_bytes(bytes(range(256)) * 40)
+    if kind == "not utf-8": path.write_bytes("café".encode("latin-1") * 500)
+    if kind == "broken json": path.write_text('{"text": "fine"}\n{"text": \n')
+    if kind == "blank": path.write_text(" \n" * 100)
+    if kind == "nothing readable": path.mkdir(); (path / "x.png").write_bytes(b"\x89PNG")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "no text column", "binary", "nothing readable", "not utf-8", "numbers", "truncated", "blank", "broken json"])
+def test_unusable_data_is_refused_and_leaves_nothing(tmp_path, kind, tiny):
+    path = bad_data(kind, tmp_path)
+    done = sh("elite112m", "run", "nano", "--out", tmp_path / "run", "--data", path, *tiny)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("elite112m: ") and str(path) in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("args", [["run", "nanno"], ["run", "nano", "--set", "model.n_heads=7"], ["run", "nano", "--set", "model.vocab_size=70000"],
+                                  ["run", "nano", "--set", "pretrain.lr=fast"], ["run", "nano", "--device", "cuda"], ["run", "nano", "--stages", "bake"],
+                                  ["evaluate", "--run", "nowhere"], ["chat", "--model", "nowhere", "--input", "x"], ["report", "--run", "nowhere"]])
+def test_bad_arguments_are_one_line(tmp_path, args):
+    done = sh("elite112m", *args, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("elite112m: "), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_own_text(tmp_path, tiny):
+    (tmp_path / "book.txt").write_text("\n\n".join(f"Paragraph {i} says that {i} is followed by {i + 1}." * 20 for i in range(400)))
+    done = sh("elite112m", "run", "nano", "--out", tmp_path / "run", "--data", tmp_path / "book.txt", "--stages", "prepare,pretrain", *tiny, "--set", "data.curriculum=0")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "run/data/manifest.json").read_text())
+    assert list(manifest["sources"]) == [str(tmp_path / "book.txt")]
