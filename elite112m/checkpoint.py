@@ -45,15 +45,15 @@ def load_model(folder, device="cpu")->CausalLM:
     return model.requires_grad_(True).to(device).eval()
 
 # %% ../nbs/07_checkpoint.ipynb #ca3fdba9
-def _flat(optimizer):
-    "AdamW's per-parameter tensors, named `index.name`."
-    return {f"{i}.{k}": v.contiguous() for i, s in optimizer.state_dict()["state"].items() for k, v in s.items() if torch.is_tensor(v)}
+def _flat(optimizers):
+    "The optimizers' per-parameter tensors, named `optimizer.parameter.name`."
+    return {f"{o}.{i}.{k}": v.contiguous() for o, opt in enumerate(optimizers) for i, s in opt.state_dict()["state"].items() for k, v in s.items()}
 
 def _digest(path):
     with open(path, "rb") as f: return hashlib.file_digest(f, "blake2b").hexdigest()[:32]
 
 def save_checkpoint(folder, # the checkpoints' common folder
-    model, optimizer, step:int, # steps done
+    model, optimizers, step:int, # steps done
     keep:int=2, # how many to keep
 )->Path:
     "Write `folder/step-N` atomically: weights, optimizer, random state, checksums; then drop the oldest beyond `keep`."
@@ -62,7 +62,7 @@ def save_checkpoint(folder, # the checkpoints' common folder
     with atomic(path) as tmp:
         tmp.mkdir()
         save_model(model, tmp)
-        save_file(_flat(optimizer) | {"rng": torch.get_rng_state()}, tmp/"optimizer.safetensors")
+        save_file(_flat(optimizers) | {"rng": torch.get_rng_state()}, tmp/"optimizer.safetensors")
         write_json(tmp/"state.json", {"step": step, "files": {f.name: _digest(f) for f in sorted(tmp.iterdir())}})
     for old in sorted(path.parent.glob("step-*"))[:-keep]: shutil.rmtree(old)
     return path
@@ -84,14 +84,14 @@ def latest(folder, warn=print)->Path|None:
         warn(f"{why}; using the checkpoint before it")
 
 # %% ../nbs/07_checkpoint.ipynb #1b88d8ce
-def load_checkpoint(path, model, optimizer)->int:
-    "Put a checkpoint's state into `model` and `optimizer` and the random number generator; returns the steps done."
+def load_checkpoint(path, model, optimizers)->int:
+    "Put a checkpoint's state into `model`, `optimizers` and the random number generator; returns the steps done."
     model.load_state_dict(_tensors(path/"model.safetensors"))
     tensors = _tensors(path/"optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng"))
-    state = {}
+    states = [{} for _ in optimizers]
     for name, t in tensors.items():
-        i, k = name.split(".", 1)
-        state.setdefault(int(i), {})[k] = t
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        o, i, k = name.split(".", 2)
+        states[int(o)].setdefault(int(i), {})[k] = t
+    for opt, state in zip(optimizers, states): opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
     return read_json(path/"state.json")["step"]

@@ -18,7 +18,7 @@ from .config import flops_per_token, need
 from .data import Batches, prepare
 from .fp8 import autocast, pick_device, pick_precision, use_fp8
 from .model import CausalLM
-from .optim import lr_at, make_optimizer
+from .optim import lr_factor, make_optimizers, set_lr
 from .stage import progress, run_stage, say
 from .tokenizer import load_tokenizer
 from .tracking import Metrics, plot_metrics, read_metrics
@@ -76,23 +76,22 @@ class Trainer:
     def __init__(self, model, cfg, folder, device, precision="fp32", what="pretrain"):
         self.model, self.cfg, self.folder, self.device, self.precision, self.what = model.to(device), cfg, Path(folder), device, precision, what
         if precision == "fp8": use_fp8(model)
-        self.opt, self.step = make_optimizer(model, cfg), 0
+        self.opts, self.step = make_optimizers(model, cfg), 0
         if saved := latest(self.folder/"checkpoints", say):
-            self.step = load_checkpoint(saved, model, self.opt)
+            self.step = load_checkpoint(saved, model, self.opts)
             say(f"{what}: continues at step {self.step}")
         self.metrics = Metrics(self.folder/"metrics.jsonl", self.step)
         self.forward = maybe_compile(model, getattr(cfg, "compile", False))
 
-    def save(self): save_checkpoint(self.folder/"checkpoints", self.model, self.opt, self.step)
+    def save(self): save_checkpoint(self.folder/"checkpoints", self.model, self.opts, self.step)
 
     def update(self, micro_batches, steps):
         "One optimizer step: mean loss and gradient norm, still on the device."
-        for g in self.opt.param_groups: g["lr"] = lr_at(self.step, steps, self.cfg)
+        set_lr(self.opts, lr_factor(self.step, steps, self.cfg))
         self.model.train()
         loss = accumulate(self.forward, micro_batches, self.device, self.precision)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip)
-        self.opt.step()
-        self.opt.zero_grad(set_to_none=True)
+        for opt in self.opts: opt.step(); opt.zero_grad()
         self.step += 1
         return loss, norm
 
@@ -122,7 +121,7 @@ def fit(t:Trainer,
                 if not math.isfinite(value): raise FloatingPointError(f"the loss is {value} at step {t.step}; lower {t.what}.lr")
                 rate = (t.step - since)*step_tokens/(time.perf_counter() - clock)
                 shown["tok/s"] = f"{rate:,.0f}"
-                t.metrics.log(t.step, loss=value, lr=t.opt.param_groups[0]["lr"], grad_norm=norm.item(), tokens=t.step*step_tokens, tok_s=rate)
+                t.metrics.log(t.step, loss=value, lr=t.opts[-1].param_groups[-1]["lr"], grad_norm=norm.item(), tokens=t.step*step_tokens, tok_s=rate)
                 clock, since = time.perf_counter(), t.step
             paused = time.perf_counter()
             if t.step % cfg.eval_every == 0 or last: shown["val"] = val = t.evaluate(held_out)
