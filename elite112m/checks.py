@@ -249,7 +249,7 @@ def _true(expression, value, repeated):
 
 def well_formed_math(reply:str)->bool: # a worked solution in GSM8K's notation
     "Whether every `<<expression=value>>` (at least one) is closed, true and repeated, and the last one is `#### n`."
-    notes, (work, hashes, final) = _NOTE.findall(reply), reply.strip().partition("####")
+    notes, (_, hashes, final) = _NOTE.findall(reply), reply.strip().partition("####")
     final = re.fullmatch(rf"\s*{_PLAIN}\.?", final)
     return (bool(notes) and len(notes) == reply.count("<<") == reply.count(">>") and all(_true(*n) for n in notes)
             and (not hashes or bool(final) and _value(final[1]) == _value(notes[-1][1])))

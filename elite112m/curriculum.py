@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.resources import files
 
-from .config import InputError, did_you_mean, need
+from .config import did_you_mean, need
 
 # %% ../nbs/02_curriculum.ipynb #8b5d8fbc
 def _table(name): return json.loads((files("elite112m") / "assets" / f"{name}.json").read_text("utf-8"))

@@ -17,7 +17,7 @@ import pyarrow as pa, pyarrow.parquet as pq
 
 from . import curriculum
 from .config import InputError, need
-from .stage import progress, read_json, run_stage, say, write_json
+from .stage import progress, read_json, say, write_json
 from .tokenizer import Tokenizer, load_tokenizer, render, train_tokenizer
 
 # %% ../nbs/03_data.ipynb #a39b29c9

@@ -8,18 +8,16 @@ __all__ = ['ROWS', 'PUBLISHED', 'NOTES', 'suite', 'rate', 'score', 'best_constan
 
 # %% ../nbs/12_evaluate.ipynb #ffc72ad4
 import json, re
-from pathlib import Path
+from itertools import islice
 
 from . import curriculum
 from .checkpoint import load_model
-from .checks import check, code_of, well_formed_math, wilson
+from .checks import check, well_formed_math, wilson
 from .curriculum import CATEGORIES
-from .data import Batches, conversation, prepare
+from .data import Batches, conversation
 from .fp8 import pick_device
 from .generate import generate
-from .pretrain import pretrain
-from .sft import sft
-from .stage import atomic, progress, run_stage, say, text_table, write_json
+from .stage import atomic, progress, say, text_table, write_json
 from .tokenizer import load_tokenizer, render
 
 # %% ../nbs/12_evaluate.ipynb #bc43973c

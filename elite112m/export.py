@@ -9,10 +9,7 @@ __all__ = ['tokenizer_config', 'generation_config', 'export_hf', 'export']
 from pathlib import Path
 
 from .checkpoint import load_model, save_model
-from .data import prepare
-from .pretrain import pretrain
-from .sft import sft
-from .stage import atomic, run_stage, say, write_json
+from .stage import atomic, say, write_json
 from .tokenizer import CHAT_TEMPLATE, EOT, load_tokenizer
 
 # %% ../nbs/13_export.ipynb #15687b01

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from .config import InputError, PRECISIONS, need
+from .config import PRECISIONS, need
 
 # %% ../nbs/04_fp8.ipynb #35452753
 def pick_device(device:str="auto")->torch.device:

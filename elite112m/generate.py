@@ -16,7 +16,7 @@ from .config import InputError, need
 from .fp8 import pick_device
 from .model import KVCache
 from .stage import COMMAND
-from .tokenizer import load_tokenizer, prompt_text, segments
+from .tokenizer import load_tokenizer, segments
 
 # %% ../nbs/11_generate.ipynb #bb3f6888
 def sample(logits, # (B, vocabulary)

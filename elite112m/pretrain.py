@@ -10,18 +10,16 @@ import math, shutil, signal, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .checkpoint import latest, load_checkpoint, save_checkpoint, save_model
-from .config import flops_per_token, need
-from .data import Batches, prepare
+from .data import Batches
 from .fp8 import autocast, pick_device, pick_precision, use_fp8
 from .model import CausalLM
 from .optim import lr_factor, make_optimizers, set_lr
-from .stage import progress, run_stage, say
+from .stage import progress, say
 from .tokenizer import load_tokenizer
-from .tracking import Metrics, plot_metrics, read_metrics
+from .tracking import Metrics
 
 # %% ../nbs/09_pretrain.ipynb #a35ed118
 def accumulate(forward, micro_batches, device, precision)->torch.Tensor:

@@ -15,12 +15,11 @@ import torch
 from . import curriculum
 from .checkpoint import load_model, save_model
 from .config import need
-from .data import conversation, prepare
+from .data import conversation
 from .fp8 import pick_device, pick_precision
-from .pretrain import Trainer, fit, pretrain
-from .stage import run_stage, say
+from .pretrain import Trainer, fit
+from .stage import say
 from .tokenizer import load_tokenizer, render
-from .tracking import plot_metrics, read_metrics
 
 # %% ../nbs/10_sft.ipynb #6799f988
 def pack(conversations, # (ids, mask) pairs, as from `render`

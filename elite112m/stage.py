@@ -151,7 +151,7 @@ def difference(run:Run, stage:str, p:Preset)->str|None:
     if rec is None: return None
     for k in sorted(new | rec["settings"]):
         if rec["settings"].get(k) != new.get(k): return f"{k}={rec['settings'].get(k)}, not {new.get(k)}"
-    if stage == "prepare" and (now := fingerprint(p.data.sources)) not in (None, rec["inputs"]):
+    if stage == "prepare" and fingerprint(p.data.sources) not in (None, rec["inputs"]):
         return f"other contents of {', '.join(p.data.sources)}"
 
 # %% ../nbs/00b_stage.ipynb #6eab9c64
