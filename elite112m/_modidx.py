@@ -146,6 +146,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'elite112m.data.conversation': ('data.html#conversation', 'elite112m/data.py'),
                                 'elite112m.data.curriculum_ids': ('data.html#curriculum_ids', 'elite112m/data.py'),
                                 'elite112m.data.documents': ('data.html#documents', 'elite112m/data.py'),
+                                'elite112m.data.drills': ('data.html#drills', 'elite112m/data.py'),
                                 'elite112m.data.held_out': ('data.html#held_out', 'elite112m/data.py'),
                                 'elite112m.data.make_tokenizer': ('data.html#make_tokenizer', 'elite112m/data.py'),
                                 'elite112m.data.prepare': ('data.html#prepare', 'elite112m/data.py'),
@@ -278,7 +279,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'elite112m.stage.progress': ('stage.html#progress', 'elite112m/stage.py'),
                                  'elite112m.stage.read_json': ('stage.html#read_json', 'elite112m/stage.py'),
                                  'elite112m.stage.resolve': ('stage.html#resolve', 'elite112m/stage.py'),
-                                 'elite112m.stage.run_seconds': ('stage.html#run_seconds', 'elite112m/stage.py'),
                                  'elite112m.stage.run_stage': ('stage.html#run_stage', 'elite112m/stage.py'),
                                  'elite112m.stage.save_preset': ('stage.html#save_preset', 'elite112m/stage.py'),
                                  'elite112m.stage.say': ('stage.html#say', 'elite112m/stage.py'),
@@ -327,6 +327,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'elite112m.workbook._executed': ('workbook.html#_executed', 'elite112m/workbook.py'),
                                     'elite112m.workbook._withdraw': ('workbook.html#_withdraw', 'elite112m/workbook.py'),
                                     'elite112m.workbook.check_device': ('workbook.html#check_device', 'elite112m/workbook.py'),
+                                    'elite112m.workbook.job_notebook': ('workbook.html#job_notebook', 'elite112m/workbook.py'),
                                     'elite112m.workbook.notebook': ('workbook.html#notebook', 'elite112m/workbook.py'),
                                     'elite112m.workbook.run_notebook': ('workbook.html#run_notebook', 'elite112m/workbook.py'),
                                     'elite112m.workbook.run_stages': ('workbook.html#run_stages', 'elite112m/workbook.py')}}}

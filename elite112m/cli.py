@@ -65,6 +65,7 @@ def _do(path, name, settings, stages, force, device):
         report = write_report(run)
         click.echo(f"report: {report}\nchat:   elite112m chat --model {os.path.relpath(run.path)}", err=True)
 
+# %% ../nbs/15_cli.ipynb #b02682fa
 @cli.command(epilog="Example: elite112m run nano --out runs/first --set pretrain.steps=200")
 @click.argument("name", metavar="PRESET", shell_complete=_complete(lambda: list(PRESETS)))
 @click.option("--out", metavar="DIR", help="Run folder.  [default: runs/PRESET]")
@@ -143,7 +144,9 @@ def chat(model, text, device, **settings):
         except InputError as e: click.echo(f"[{e}]", nl=False)
         click.echo()
 
+# %% ../nbs/15_cli.ipynb #afd685a7
 def _ask():
+    "A line from the terminal; empty at its end."
     try: return input("User: ").strip()
     except EOFError: click.echo(); return ""
 

@@ -132,10 +132,11 @@ class CausalLM(nn.Module):
         self.apply(self._init)
 
     def _init(self, m):
-        "Normal(0, 0.02); what writes to the residual stream is scaled by 1/sqrt(2 layers) (GPT-2)."
-        if isinstance(m, (nn.Linear, nn.Embedding)): nn.init.normal_(m.weight, std=.02)
+        "Normal, std 0.02 at width 768 and as 1/sqrt(width); what writes to the residual stream is scaled by 1/sqrt(2 layers) (GPT-2)."
+        std = .02*math.sqrt(768/self.config.d_model)
+        if isinstance(m, (nn.Linear, nn.Embedding)): nn.init.normal_(m.weight, std=std)
         for child in (getattr(m, "o_proj", None), getattr(m, "down_proj", None)):
-            if child is not None: nn.init.normal_(child.weight, std=.02/math.sqrt(2*self.config.n_layers))
+            if child is not None: nn.init.normal_(child.weight, std=std/math.sqrt(2*self.config.n_layers))
 
     @property
     def device(self): return self.model.embed_tokens.weight.device

@@ -25,7 +25,7 @@ def orthogonalize(g, # (..., rows, columns)
 # %% ../nbs/06_optim.ipynb #95edf139
 class Muon(torch.optim.Optimizer):
     "Momentum, orthogonalised (Jordan et al. 2024), for matrices only; matrices of one shape are done together."
-    def __init__(self, params, lr:float=.02, momentum:float=.95, weight_decay:float=0.0):
+    def __init__(self, params, lr:float=.02, momentum:float=.9, weight_decay:float=0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
     @torch.no_grad()

@@ -56,6 +56,7 @@ def conversations(tok, split:str, n:int, seed:int)->list:
     "The first `n` curriculum conversations of a split, rendered."
     return [render(tok, conversation(i)) for i in islice(curriculum.examples(split, seed), n)]
 
+# %% ../nbs/10_sft.ipynb #5f1b0559
 def sft(job, device="auto"):
     "Stage `sft`: fine-tune the pretrained model on conversations; writes model.safetensors, metrics.jsonl and checkpoints."
     p, cfg, device = job.preset, job.preset.sft, pick_device(device)

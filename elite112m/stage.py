@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'COMMAND', 'atomic', 'write_json', 'read_json', 'Stage', 'settings_of', 'fingerprint', 'versions', 'machine',
            'Run', 'resolve', 'difference', 'plan', 'say', 'progress', 'text_table', 'Job', 'job', 'save_preset',
-           'run_stage', 'run_seconds']
+           'run_stage']
 
 # %% ../nbs/00b_stage.ipynb #5c85191b
 import hashlib, json, os, platform, resource, shutil, sys, tempfile, time, uuid
@@ -149,8 +149,8 @@ def difference(run:Run, stage:str, p:Preset)->str|None:
     "What differs between the settings `stage` was made with and `p`, in words; None if nothing does."
     rec, new = run.record(stage), settings_of(p, stage)
     if rec is None: return None
-    for k in sorted(new | rec["settings"]):
-        if rec["settings"].get(k) != new.get(k): return f"{k}={rec['settings'].get(k)}, not {new.get(k)}"
+    for k, made in rec["settings"].items():
+        if k in new and made != new[k]: return f"{k}={made}, not {new[k]}"
     if stage == "prepare" and fingerprint(p.data.sources) not in (None, rec["inputs"]):
         return f"other contents of {', '.join(p.data.sources)}"
 
@@ -173,8 +173,8 @@ def plan(run:Run, p:Preset, stages, force=False)->dict:
 COMMAND = "ELITE112M_COMMAND"  # set in the environment of kernels that the command line started
 
 def say(text:str):
-    "A line for whoever watches: to the terminal through the error stream, or into the notebook."
-    print(text, file=sys.stderr if COMMAND in os.environ else sys.stdout, flush=True)
+    "A line for whoever watches: to the terminal through the error stream, or into the notebook; silent under test."
+    if "IN_TEST" not in os.environ: print(text, file=sys.stderr if COMMAND in os.environ else sys.stdout, flush=True)
 
 def progress(total:int, what:str, unit:str="it", start:int=0):
     "A progress bar with rate and time left; silent while the notebooks are being tested."
@@ -228,6 +228,7 @@ def save_preset(run:Run, p:Preset):
     "Write down what the run is made with."
     if run.preset != p: write_json(run.path/"run.json", {"preset": to_dict(p), "created": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "machine": machine()})
 
+# %% ../nbs/00b_stage.ipynb #fdc34776
 def _record(this):
     run, s, now = this.run, this.stage, time.time()
     old = run.record(s.name) if this.action == "continue" else None
@@ -263,9 +264,5 @@ def run_stage(do, # function of a `Job`, called like its stage
         if this.todo: do(this, **kw)
     following = list(STAGES)[list(STAGES).index(do.__name__) + 1:][:1]
     then = f"elite112m {following[0]} --run {run}" if following else f"elite112m chat --model {run}"
-    if this.todo: say(f"{do.__name__}: done in {run_seconds(this):.0f} s; results in {this.folder}; next: {then}")
+    if this.todo: say(f"{do.__name__}: done in {this.run.record(do.__name__)['seconds']:.0f} s; results in {this.folder}; next: {then}")
     return this
-
-def run_seconds(this:Job)->float:
-    "Seconds spent on the stage, all continuations together."
-    return this.run.record(this.stage.name)["seconds"]

@@ -20,6 +20,7 @@ def read_metrics(path)->list[dict]:
         except ValueError: break
     return rows
 
+# %% ../nbs/08_tracking.ipynb #e8eae5c5
 class Metrics:
     "Appends rows to a `metrics.jsonl`."
     def __init__(self, path, step:int=0): # rows after `step` are dropped: a resumed run writes them again

@@ -79,15 +79,11 @@ def test_report_shows_the_run(finished):
     assert "Factual Q&amp;A" in page and page.count("<svg") == 2 and "<script" not in page and 'src="http' not in page
 
 
-def test_failing_stage_names_its_notebook(finished, tmp_path):
+def test_damaged_data_are_bad_input(finished, tmp_path):
     out = shutil.copytree(finished[0], tmp_path / "broken")
-    (out / "sft/model.safetensors").write_bytes(b"\0" * 99)
-    (out / "export/stage.json").unlink()
-    (out / "data/train.bin").unlink()
+    (out / "data/train.bin").write_bytes(b"\0" * 99)
     done = sh("elite112m", "pretrain", "--run", out, "--force")
-    assert done.returncode == 2 and "train.bin" in done.stderr
-    done = sh("elite112m", "sft", "--run", out, "--force", "--set", "sft.lr=1e30", "--set", "sft.clip=1e30", "--set", "sft.warmup_steps=0")
-    assert done.returncode in (1, 2)
+    assert done.returncode == 2 and "train.bin" in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_same_seed_same_loss(finished, tmp_path, tiny):
@@ -106,6 +102,14 @@ def prepared(tmp_path_factory, tiny):
     done = sh("elite112m", "prepare", "--run", out, "--preset", "nano", *tiny, "--set", "pretrain.steps=4000")
     assert done.returncode == 0, done.stderr
     return out
+
+
+def test_failed_stage_is_one_line_and_its_notebook(prepared, tmp_path):
+    out = shutil.copytree(prepared, tmp_path / "run")
+    done = sh("elite112m", "pretrain", "--run", out, "--set", "pretrain.lr=1e30", "--set", "pretrain.muon_lr=1e30")
+    error, path = done.stderr.strip().splitlines()[-2:]
+    assert done.returncode == 1 and error.startswith("elite112m: pretrain failed: FloatingPointError: the loss is")
+    assert path == f"executed notebook: {out / 'notebooks/09_pretrain.ipynb'}" and (out / "notebooks/09_pretrain.ipynb").exists()
 
 
 def start(out):
