@@ -158,6 +158,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'elite112m.evaluate.best_constant': ('evaluate.html#best_constant', 'elite112m/evaluate.py'),
                                     'elite112m.evaluate.contaminated': ('evaluate.html#contaminated', 'elite112m/evaluate.py'),
                                     'elite112m.evaluate.evaluate': ('evaluate.html#evaluate', 'elite112m/evaluate.py'),
+                                    'elite112m.evaluate.judge': ('evaluate.html#judge', 'elite112m/evaluate.py'),
                                     'elite112m.evaluate.normal': ('evaluate.html#normal', 'elite112m/evaluate.py'),
                                     'elite112m.evaluate.rate': ('evaluate.html#rate', 'elite112m/evaluate.py'),
                                     'elite112m.evaluate.rows_table': ('evaluate.html#rows_table', 'elite112m/evaluate.py'),

@@ -83,7 +83,7 @@ class DataConfig:
     sources:tuple[str, ...] = ("stdlib",) # "stdlib", or files and folders (parquet, jsonl, txt, md, py)
     tokens:int = 1_500_000      # training tokens to prepare at most, all sources together
     curriculum:float = 0.45     # share of them from the generated curriculum; 0 drops it, and the SFT keeps it
-    val_fraction:float = 0.02   # share of the documents held out for validation
+    val_fraction:float = 0.05   # share of the documents held out for validation
     seed:int = 1                # decides the curriculum's examples and which documents are held out
 
 # %% ../nbs/00_config.ipynb #fd09a5c9
@@ -192,7 +192,7 @@ _SMOLLM2 = TokenizerConfig(name="smollm2")
 
 PRESETS = {p.name: p for p in [
     Preset("nano", model=ModelConfig(4096, 4, 192, 3, 1, 512, 256),
-           pretrain=PretrainConfig(steps=750, batch_size=4, eval_every=100, eval_batches=16, lr=2e-2), sft=SFTConfig(examples=18_000, batch_size=4, lr=1e-2, muon_lr=.015, eval_every=100)),
+           pretrain=PretrainConfig(steps=720, batch_size=4, eval_every=100, eval_batches=16, lr=2e-2), sft=SFTConfig(examples=20_000, batch_size=4, lr=1e-2, muon_lr=.015, eval_every=100)),
     Preset("micro", data=DataConfig(tokens=12_000_000, curriculum=.3), model=ModelConfig(8192, 8, 384, 6, 2, 1024, 512),
            pretrain=PretrainConfig(steps=1400, batch_size=8, accumulation=2, lr=2e-3, warmup_steps=60, eval_every=100),
            sft=SFTConfig(examples=40_000)),

@@ -135,7 +135,7 @@ def _step(r, op, top, low=1):
 
 @_family("Math: Basic Addition")
 def _addition(r):
-    a, b, c = _step(r, "+", r.choice((9, 9, 20)), 0)
+    a, b, c = _step(r, "+", r.choice((9, 9, 15)), 0)
     return "sum", _commute(a, "+", b), dict(a=a, b=b, c=c), _number(c)
 
 @_family("Math: Multiplication")
@@ -148,14 +148,14 @@ def _multiplication(r):
 @_family("Math: Word Problem Easy")
 def _easy(r):
     op = r.choice("+-*")
-    a, b, c = _step(r, op, 9 if op == "*" else 12, 2)
+    a, b, c = _step(r, op, 9 if op == "*" else 10, 2)
     slots = dict(a=a, b=b, c=c, n=r.choice(_WORDS["names"]), x=r.choice(_WORDS["things"]))
     return op, _commute(a, op, b), slots, _number(c)
 
 @_family("Math: Word Problem Medium")
 def _medium(r):
     op, then = form = r.choice(("+-", "-+", "*+", "*-"))
-    a, b, m = _step(r, op, 9 if op == "*" else 12, 3)
+    a, b, m = _step(r, op, 9 if op == "*" else 10, 3)
     d = r.randint(2, min(9, m - 1))
     c = m + d if then == "+" else m - d
     slots = dict(a=a, b=b, m=m, d=d, c=c, n=r.choice(_WORDS["names"]), x=r.choice(_WORDS["things"]))
@@ -164,7 +164,7 @@ def _medium(r):
 @_family("Math: Simple Algebra")
 def _algebra(r):
     op = r.choice("-+/")
-    a, b, c = _step(r, op, 10 if op == "/" else 12, 2)
+    a, b, c = _step(r, op, 10, 2)
     return op, _commute(a, op, b), dict(a=a, b=b, c=c), _number(c)
 
 # %% ../nbs/02_curriculum.ipynb #b6c10e1e

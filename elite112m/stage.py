@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'COMMAND', 'atomic', 'write_json', 'read_json', 'Stage', 's
            'run_stage']
 
 # %% ../nbs/00b_stage.ipynb #5c85191b
-import hashlib, json, os, platform, resource, shutil, sys, tempfile, time, uuid
+import atexit, hashlib, json, os, platform, resource, shutil, sys, tempfile, time, uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -259,6 +259,7 @@ def run_stage(do, # function of a `Job`, called like its stage
     "Do one stage of a run, unless it is done already, and say what comes next."
     if run is None:
         run, settings = tempfile.mkdtemp(prefix="elite112m-"), TINY | (settings or {})
+        atexit.register(shutil.rmtree, run, ignore_errors=True)
         for earlier in before: run_stage(earlier, run, name, settings)
     with job(do.__name__, run, name if not Run(run).info else None, settings, force) as this:
         if this.todo: do(this, **kw)
