@@ -33,7 +33,8 @@ class Pairs(click.ParamType):
 def stage_options(f):
     "The options of `run` and of every single stage."
     for option in reversed([
-        click.option("--data", multiple=True, metavar="PATH", help="Text to train on instead of the standard library: parquet, jsonl, txt, md, source files, or a folder. Repeatable."),
+        click.option("--data", multiple=True, metavar="PATH",
+                     help="Text to train on instead of the standard library: parquet, jsonl, txt, md, source files, or a folder. Repeatable."),
         click.option("--set", "sets", multiple=True, type=Pairs(), help="Override a field of the preset, for example pretrain.steps=100. Repeatable."),
         click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "mps", "cpu"]), help="Where to compute.", show_default=True),
         click.option("--force", is_flag=True, help="Redo stages that are finished, or that were made with other settings.")]):

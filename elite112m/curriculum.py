@@ -135,7 +135,7 @@ def _step(r, op, top, low=1):
 
 @_family("Math: Basic Addition")
 def _addition(r):
-    a, b, c = _step(r, "+", r.choice((9, 20)), 0)
+    a, b, c = _step(r, "+", r.choice((9, 9, 20)), 0)
     return "sum", _commute(a, "+", b), dict(a=a, b=b, c=c), _number(c)
 
 @_family("Math: Multiplication")
@@ -148,14 +148,14 @@ def _multiplication(r):
 @_family("Math: Word Problem Easy")
 def _easy(r):
     op = r.choice("+-*")
-    a, b, c = _step(r, op, 9 if op == "*" else 12, 2)
+    a, b, c = _step(r, op, 9 if op == "*" else 10, 2)
     slots = dict(a=a, b=b, c=c, n=r.choice(_WORDS["names"]), x=r.choice(_WORDS["things"]))
-    return op, _commute(a, op, b), slots, _number(c)
+    return op, f"story:{_commute(a, op, b)}", slots, _number(c)
 
 @_family("Math: Word Problem Medium")
 def _medium(r):
     op, then = form = r.choice(("+-", "-+", "*+", "*-"))
-    a, b, m = _step(r, op, 9 if op == "*" else 12, 3)
+    a, b, m = _step(r, op, 9 if op == "*" else 10, 3)
     d = r.randint(2, min(9, m - 1))
     c = m + d if then == "+" else m - d
     slots = dict(a=a, b=b, m=m, d=d, c=c, n=r.choice(_WORDS["names"]), x=r.choice(_WORDS["things"]))
@@ -164,8 +164,8 @@ def _medium(r):
 @_family("Math: Simple Algebra")
 def _algebra(r):
     op = r.choice("-+/")
-    a, b, c = _step(r, op, 10 if op == "/" else 12, 2)
-    return op, _commute(a, op, b), dict(a=a, b=b, c=c), _number(c)
+    a, b, c = _step(r, op, 10, 2)
+    return op, f"equation:{_commute(a, op, b)}", dict(a=a, b=b, c=c), _number(c)
 
 # %% ../nbs/02_curriculum.ipynb #b6c10e1e
 _LISTS = {k["many"]: k for k in _WORDS["kinds"].values()} | _WORDS["lists"]
@@ -225,12 +225,11 @@ def _comparison(r):
 # %% ../nbs/02_curriculum.ipynb #092e0a62
 @_family("Reasoning: Pattern")
 def _pattern(r):
-    form, start, d = r.choice(("number", "letter", "two", "three", "digits", "pairs")), r.randint(1, 30), r.choice((1, 2, 3, 4, 5, 10))
-    unit, n = r.sample(range(100) if form == "digits" else _WORDS["words"], 3 if form == "three" else 2), r.randint(5, 7)
-    unit, form = [u for u in unit for _ in range(1 + (form == "pairs"))], form if form in ("number", "letter") else "repeat"
+    form, start, d = r.choice(("number", "number", "repeat", "letter")), r.randint(1, 30), r.choice((1, 2, 3, 4, 5, 10))
+    two = r.sample(_WORDS["words"], 2)
     if form == "letter": start, d = start % 16, min(d, 2)
-    run = (unit*3)[:n] if form == "repeat" else [start + d*i for i in range(4)]
-    c = {"repeat": (unit*4)[n], "number": start + 4*d, "letter": _ABC[start + 4*d] if form == "letter" else ""}[form]
+    run = two + two if form == "repeat" else [start + d*i for i in range(4)]
+    c = {"repeat": two[0], "number": start + 4*d, "letter": _ABC[start + 4*d] if form == "letter" else ""}[form]
     run = [_ABC[i] for i in run] if form == "letter" else list(map(str, run))
     key = f"{form}:{' '.join(run)}"
     return form, key, dict(l=", ".join(run), c=c), _number(c) if form == "number" else _EXACT

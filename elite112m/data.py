@@ -103,7 +103,8 @@ def _plain(path):
 
 def _whole(path): yield "".join(_lines(path))
 
-READERS = {".parquet": _parquet, ".jsonl": _jsonl, ".txt": _plain, ".md": _plain, ".rst": _plain, **dict.fromkeys((".py", ".c", ".h", ".js", ".java", ".rs", ".go"), _whole)}
+READERS = {".parquet": _parquet, ".jsonl": _jsonl, ".txt": _plain, ".md": _plain, ".rst": _plain,
+    **dict.fromkeys((".py", ".c", ".h", ".js", ".java", ".rs", ".go"), _whole)}
 
 # %% ../nbs/03_data.ipynb #52dbb7ed
 def documents(source:str, # "stdlib", a file, or a folder
@@ -225,7 +226,8 @@ def make_tokenizer(cfg, # a `Preset`
     "The tokenizer the preset asks for: learnt from a sample of its data, or loaded."
     if cfg.tokenizer.name != "train":
         tok = load_tokenizer(cfg.tokenizer.name)
-        need(tok.vocab_size <= cfg.model.vocab_size, f"the tokenizer has {tok.vocab_size} tokens, the model {cfg.model.vocab_size}: --set model.vocab_size={tok.vocab_size}")
+        need(tok.vocab_size <= cfg.model.vocab_size,
+             f"the tokenizer has {tok.vocab_size} tokens, the model {cfg.model.vocab_size}: --set model.vocab_size={tok.vocab_size}")
         return tok
     size, share = int(cfg.tokenizer.sample_mb*1e6), cfg.data.curriculum
     real = next(_batches(_mixed(cfg.data.sources, []), int(size*(1 - share))))
@@ -247,7 +249,8 @@ def prepare(job):
     counts = write_text(tok, cfg.data, shards, int(cfg.data.tokens*(1 - cfg.data.curriculum)))
     if cfg.data.curriculum: counts |= write_curriculum(tok, cfg.data, shards)
     files = {s: shard.close() for s, shard in shards.items()}
-    short = f"only {files['train']['tokens']} training and {files['val']['tokens']} validation tokens in {', '.join(cfg.data.sources)}: give more text, or raise data.val_fraction"
+    short = f"only {files['train']['tokens']} training and {files['val']['tokens']} validation tokens in " \
+            f"{', '.join(cfg.data.sources)}: give more text, or raise data.val_fraction"
     need(min(f["tokens"] for f in files.values()) > 64, short)
     write_json(out/"manifest.json", {"dtype": "uint16", "vocab_size": tok.vocab_size, "tokenizer": tok.fingerprint, "files": files, "sources": counts})
 

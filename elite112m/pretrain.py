@@ -145,7 +145,8 @@ def pretrain(job, device="auto"):
     torch.manual_seed(cfg.seed)
     t = Trainer(CausalLM(p.model), cfg, job.folder, device, precision)
     step_tokens = data.size*p.model.context
-    say(f"pretrain: {p.model.n_params:,} parameters, {cfg.steps} steps of {step_tokens:,} tokens ({cfg.steps*step_tokens/data.tokens:.1f} epochs), {precision} on {device}")
+    say(f"pretrain: {p.model.n_params:,} parameters, {cfg.steps} steps of {step_tokens:,} tokens "
+        f"({cfg.steps*step_tokens/data.tokens:.1f} epochs), {precision} on {device}")
 
     def batch(step):
         x, y = data[step]

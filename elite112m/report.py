@@ -48,7 +48,8 @@ def bars(results:dict)->str:
     error = [[x["rate"] - x["lo"] for x in r], [x["hi"] - x["rate"] for x in r]]
     ax.barh(names, [x["rate"] for x in r], xerr=error, color="tab:blue", alpha=.75, capsize=3, label="this run, 95 % interval")
     ax.plot([PUBLISHED[n] for n in names], names, "D", color="tab:orange", label="Elite-112M as published")
-    ax.set(xlim=(0, 1)); ax.xaxis.set_major_formatter("{x:.0%}"); ax.grid(axis="x", alpha=.25); ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(.5, 1), ncols=2)
+    ax.set(xlim=(0, 1)); ax.xaxis.set_major_formatter("{x:.0%}"); ax.grid(axis="x", alpha=.25)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(.5, 1), ncols=2)
     return _svg(fig)
 
 # %% ../nbs/13b_report.ipynb #a59cb1e0
@@ -59,7 +60,8 @@ def figures(run:Run)->dict:
     first = list({g["category"]: g for g in reversed(generations)}.values())[::-1]
     pretrain = read_metrics(run.folder("pretrain")/"metrics.jsonl")
     weights = run.folder("sft")/"model.safetensors"
-    return {"run": run.path.name, "info": run.info, "preset": run.preset, "settings": "\n".join(f"{k}={v}" for s in STAGES for k, v in settings_of(run.preset, s).items()), "records": records,
+    return {"run": run.path.name, "info": run.info, "preset": run.preset,
+        "settings": "\n".join(f"{k}={v}" for s in STAGES for k, v in settings_of(run.preset, s).items()), "records": records,
         "manifest": read_json(run.folder("prepare")/"manifest.json"), "results": read_json(run.folder("evaluate")/"results.json"),
         "published": PUBLISHED, "notes": NOTES, "samples": first[::2], "weights_mb": weights.stat().st_size/1e6,
         "val_loss": [r["val_loss"] for r in pretrain if "val_loss" in r][-1], "tok_s": sorted(r["tok_s"] for r in pretrain if "tok_s" in r),

@@ -226,7 +226,8 @@ def job(stage:str, # name of the stage
 # %% ../nbs/00b_stage.ipynb #b026eaeb
 def save_preset(run:Run, p:Preset):
     "Write down what the run is made with."
-    if run.preset != p: write_json(run.path/"run.json", {"preset": to_dict(p), "created": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "machine": machine()})
+    if run.preset == p: return
+    write_json(run.path/"run.json", {"preset": to_dict(p), "created": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions(), "machine": machine()})
 
 # %% ../nbs/00b_stage.ipynb #fdc34776
 def _record(this):
