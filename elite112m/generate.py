@@ -140,7 +140,7 @@ def chat_widget(chat:Chat):
     send, clear = w.Button(description="Send", button_style="primary"), w.Button(description="Clear")
     knobs = {"temperature": w.FloatSlider(0, min=0, max=2, step=.05), "top_k": w.IntSlider(0, min=0, max=200),
              "top_p": w.FloatSlider(1, min=.05, max=1, step=.05), "length": w.IntSlider(chat.max_new_tokens, min=8, max=chat.model.config.context//2)}
-    for name, k in knobs.items(): k.description, k.continuous_update = name.replace("_", "-"), False
+    for name, k in knobs.items(): k.description, k.continuous_update, k.style.description_width = name.replace("_", "-"), False, "7em"
 
     def show(extra=""):
         turns = "".join(f"<p><b>{m['role'].title()}:</b> {html.escape(m['content'])}</p>" for m in chat.turns)

@@ -7,7 +7,7 @@ __all__ = ['accumulate', 'validate', 'stop_flag', 'maybe_compile', 'Trainer', 'f
 
 # %% ../nbs/09_pretrain.ipynb #d5ccebb9
 import math, shutil, signal, threading, time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -107,10 +107,10 @@ def fit(t:Trainer,
     step_tokens:int, # tokens of a step, for the rate
 )->float:
     "Train until `steps`; returns the last validation loss. Raises `KeyboardInterrupt` after a checkpoint if a signal asked to stop."
-    cfg, bar, shown = t.cfg, progress(steps, t.what, "step", t.step), {}
+    cfg, shown = t.cfg, {}
     val = None if t.step < steps else t.evaluate(held_out)
     clock, since = time.perf_counter(), t.step
-    with stop_flag() as stop:
+    with stop_flag() as stop, closing(t.metrics), progress(steps, t.what, "step", t.step) as bar:
         while t.step < steps and not stop.is_set():
             loss, norm = t.update(batch(t.step), steps)
             last = t.step == steps
@@ -127,7 +127,6 @@ def fit(t:Trainer,
             clock += time.perf_counter() - paused  # the rate counts training only
             bar.set_postfix(shown, refresh=False)
             bar.update()
-    bar.close(); t.metrics.close()
     if t.step < steps:
         say(f"{t.what}: stopped at step {t.step} of {steps}, checkpoint saved; the same command continues")
         raise KeyboardInterrupt
