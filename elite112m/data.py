@@ -67,7 +67,7 @@ def _parquet(path):
     kind = file.schema_arrow.field(column).type
     need(pa.types.is_string(kind) or pa.types.is_large_string(kind), f"column {column} of {path} holds {kind}, not text")
     try:
-        for batch in file.iter_batches(64, [column]): yield from (t for t in batch.column(0).to_pylist() if t)
+        for batch in file.iter_batches(batch_size=64, columns=[column]): yield from (t for t in batch.column(0).to_pylist() if t)
     except (pa.ArrowException, OSError) as e: raise InputError(f"{path} is damaged: {str(e).splitlines()[0][:100]}") from None
 
 # %% ../nbs/03_data.ipynb #6d17dcd3
