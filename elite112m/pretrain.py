@@ -60,13 +60,12 @@ def stop_flag():
 
 # %% ../nbs/09_pretrain.ipynb #2596a954
 def maybe_compile(model, wanted:bool):
-    "`model`, compiled if `wanted` and this machine can."
-    if not wanted: return model
+    "Compile `model` up to the hidden states, in place, if `wanted` and this machine can; parameters keep their names."
+    if not wanted: return
     if model.device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
         say("pretrain: no C++ compiler found, so torch.compile is left out (eager mode, slower)")
-        return model
-    model.model = torch.compile(model.model)
-    return model
+        return
+    model.model.compile()
 
 # %% ../nbs/09_pretrain.ipynb #89d4aea2
 class Trainer:
@@ -79,7 +78,7 @@ class Trainer:
             self.step = load_checkpoint(saved, model, self.opts)
             say(f"{what}: continues at step {self.step}")
         self.metrics = Metrics(self.folder/"metrics.jsonl", self.step)
-        self.forward = maybe_compile(model, getattr(cfg, "compile", False))
+        maybe_compile(model, getattr(cfg, "compile", False))
 
     def save(self): save_checkpoint(self.folder/"checkpoints", self.model, self.opts, self.step)
 
@@ -87,7 +86,7 @@ class Trainer:
         "One optimizer step: mean loss and gradient norm, still on the device."
         set_lr(self.opts, lr_factor(self.step, steps, self.cfg))
         self.model.train()
-        loss = accumulate(self.forward, micro_batches, self.device, self.precision)
+        loss = accumulate(self.model, micro_batches, self.device, self.precision)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip)
         for opt in self.opts: opt.step(); opt.zero_grad()
         self.step += 1
@@ -95,7 +94,7 @@ class Trainer:
 
     def evaluate(self, batches)->float:
         self.model.eval()
-        loss = validate(self.forward, batches, self.device, self.precision)
+        loss = validate(self.model, batches, self.device, self.precision)
         self.metrics.log(self.step, val_loss=loss)
         return loss
 

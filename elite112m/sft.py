@@ -7,6 +7,7 @@ __all__ = ['pack', 'packed_batches', 'conversations', 'sft']
 
 # %% ../nbs/10_sft.ipynb #1c74f751
 import math
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
@@ -46,8 +47,9 @@ def pack(conversations, # (ids, mask) pairs, as from `render`
 # %% ../nbs/10_sft.ipynb #784d8b7a
 def packed_batches(x, y, docs, size:int, seed:int):
     "step -> one micro-batch of `size` windows; every window once an epoch, reshuffled from (seed, epoch)."
+    order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(x)))
     def batch(step):
-        rows = [np.random.default_rng([seed, i//len(x)]).permutation(len(x))[i % len(x)] for i in range(step*size, (step + 1)*size)]
+        rows = [order(i//len(x))[i % len(x)] for i in range(step*size, (step + 1)*size)]
         return [(x[rows], y[rows], docs[rows])]
     return batch
 

@@ -44,7 +44,7 @@ def write_json(path, obj):
 def read_json(path, default=None):
     "The JSON in `path`; `default` where there is no such file. Raises `InputError` for a damaged one."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: return default
+    except (FileNotFoundError, NotADirectoryError): return default
     except ValueError: raise InputError(f"{path} is not JSON; delete it, or restore it from a copy") from None
 
 # %% ../nbs/00b_stage.ipynb #0b8aef1a
