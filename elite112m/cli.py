@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from .config import InputError, PRESETS, SECTIONS, preset, presets_table, to_dict
+from .config import InputError, PRESETS, SECTIONS, preset, to_dict
+from .cost import presets_table
 from .stage import Run, STAGES, text_table
 
 # %% ../nbs/15_cli.ipynb #861cfe61

@@ -18,7 +18,8 @@ from .data import Batches, conversation
 from .fp8 import pick_device
 from .generate import generate
 from .stage import atomic, progress, say, text_table, write_json
-from .tokenizer import load_tokenizer, render
+from .chat import render
+from .tokenizer import load_tokenizer
 
 # %% ../nbs/12_evaluate.ipynb #bc43973c
 def suite(n:int)->list: # items a category

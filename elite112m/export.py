@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .checkpoint import load_model, save_model
 from .stage import atomic, say, write_json
-from .tokenizer import CHAT_TEMPLATE, EOT, load_tokenizer
+from .chat import CHAT_TEMPLATE
+from .tokenizer import EOT, load_tokenizer
 
 # %% ../nbs/13_export.ipynb #15687b01
 def tokenizer_config(tok, context:int)->dict:

@@ -16,7 +16,8 @@ from .config import InputError, need
 from .fp8 import pick_device
 from .model import KVCache
 from .stage import COMMAND
-from .tokenizer import load_tokenizer, segments
+from .chat import segments
+from .tokenizer import load_tokenizer
 
 # %% ../nbs/11_generate.ipynb #bb3f6888
 def sample(logits, # (B, vocabulary)

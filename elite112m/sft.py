@@ -20,7 +20,8 @@ from .data import conversation
 from .fp8 import pick_device, pick_precision
 from .pretrain import Trainer, fit
 from .stage import say
-from .tokenizer import load_tokenizer, render
+from .chat import render
+from .tokenizer import load_tokenizer
 
 # %% ../nbs/10_sft.ipynb #6799f988
 def pack(conversations, # (ids, mask) pairs, as from `render`
