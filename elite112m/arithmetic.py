@@ -63,9 +63,10 @@ def _one_by_one(a, op, parts):
 def _multiply(a, b):
     "Multiplying part by part; the last line gives the product."
     rows, columns = _parts(a), _parts(b)
+    if {a, b} & {1, 10, 100, 1000}: return [_note(a, "*", b) + "."]
     if len(columns) > 1:
         lines = [f"{a} * {b} = " + " + ".join(f"{a} * {p}" for p in columns) + "."]
-        for p in columns: lines += _multiply(a, p) + ([_note(a, "*", p) + "."] if len(rows) > 1 else [])
+        for p in columns: lines += [l for l in _multiply(a, p) if l != _note(a, "*", p) + "."] + [_note(a, "*", p) + "."]
         first, *rest = [a * p for p in columns]
     else:
         lines = [_note(p, "*", b) + "." for p in rows]
@@ -86,7 +87,7 @@ def _easy(a, op, b):
     low, high = sorted((a, b))
     if op == "+": return high <= 20 or low < 10 and high % 10 + low < 10
     if op == "-": return a <= 20 or b <= a % 10 and b < 10
-    if op == "*": return high <= 12 or low < 10 and len(_parts(high)) < 2 or low == 1
+    if op == "*": return high <= 12 or low < 10 and len(_parts(high)) < 2 or bool({a, b} & {1, 10, 100, 1000})
     return b <= 12 and a // b <= 12
 
 # %% ../nbs/02a_arithmetic.ipynb #e4d5b5f2
