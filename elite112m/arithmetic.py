@@ -127,6 +127,7 @@ def _remainder(family, a, b):
     if family == "Quotient": return lines + ([_note(a, "-", rest) + ".", _note(a - rest, "/", b)] if a >= b else [])
     return [l for l in lines if "<<" not in l or "-" in l] + [f"So {a} / {b} is {a // b} with remainder {rest}."]
 
+# %% ../nbs/02a_arithmetic.ipynb #0adb8fdc
 def _calculation(family, r):
     "A bare calculation."
     table = _BARE[family]
@@ -168,6 +169,7 @@ def _cast(family, r):
         slots |= zip(mine, r.sample(_WORDS[words], len(mine)))
     return slots | {"ask": f"{r.choice(table['story'])} {r.choice(table['question'])}"}
 
+# %% ../nbs/02a_arithmetic.ipynb #41236a9d
 def _story(family, r):
     "A word problem."
     if not (solved := _solve(_STORIES[family], r)): return None
@@ -183,6 +185,7 @@ def _expression(r):
     slots["e"] = form["text"].format(**slots)
     return f"{form['text']}:{key}", slots, _main(steps), lambda: _tell(steps, slots, r), c
 
+# %% ../nbs/02a_arithmetic.ipynb #a6c33b75
 def _source(family, r):
     "A random exercise of a family."
     kind, _, name = family.partition(": ")
@@ -200,6 +203,7 @@ def number_words(
     more = n % size
     return f"{number_words(n // size)} {name}" + (f"{' and' if more < 100 else ''} {number_words(more)}" if more else "")
 
+# %% ../nbs/02a_arithmetic.ipynb #6da26445
 def roman(
     n:int, # from 1 to 3,999
 )->str:
