@@ -113,7 +113,7 @@ class PretrainConfig:
 @dataclass(frozen=True)
 class SFTConfig:
     "Supervised fine-tuning on conversations."
-    sources:tuple[str, ...] = ("curriculum",) # "curriculum", or conversations: Alpaca, GSM8K, Dolly or messages, see 02f_conversations
+    sources:tuple[str, ...] = ("curriculum",) # "curriculum", "mixture", or files of conversations, see 02i_conversations
     examples:int = 12_000       # conversations at most, all sources together
     epochs:float = 1.0          # passes over them
     batch_size:int = 8          # packed sequences a step

@@ -6,7 +6,7 @@
 __all__ = ['add_taught', 'sample', 'make_tokenizer', 'prepare']
 
 # %% ../nbs/03_data.ipynb #888bf033
-import errno, shutil, sqlite3, time
+import shutil, sqlite3
 from dataclasses import replace
 
 from .builtin import taught
@@ -15,7 +15,7 @@ from .flow import Hands, Lane, Ledger, Merge
 from .provenance import parse_source
 from .shards import FORMAT, SplitWriter
 from .sources import Reader, check_sources, documents, pinned, reader
-from .stage import progress, say, write_json
+from .stage import CANNOT_WRITE, progress, say, write_json
 from .tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 # %% ../nbs/03_data.ipynb #9898f6eb
@@ -123,8 +123,6 @@ def _prepare(job):
     ledger.remove()
 
 # %% ../nbs/03_data.ipynb #54bea765
-_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-
 def prepare(job):
     "Stage `prepare`: write tokenizer.json, the shards and manifest.json. Raises `InputError` for unusable data and for a disk that cannot be written."
     begun = (job.folder/"progress.sqlite").exists()
@@ -133,5 +131,5 @@ def prepare(job):
         if not begun: shutil.rmtree(job.folder, ignore_errors=True)
         raise
     except (OSError, sqlite3.OperationalError) as e:
-        if isinstance(e, OSError) and e.errno not in _FULL: raise
+        if isinstance(e, OSError) and e.errno not in CANNOT_WRITE: raise
         raise InputError(f"cannot write in {job.folder}: {getattr(e, 'strerror', None) or e}; what is done is kept: make room, and run the same command again") from None

@@ -8,15 +8,18 @@ __all__ = ['ROWS', 'PUBLISHED', 'NOTES', 'suite', 'rate', 'judge', 'score', 'bes
 
 # %% ../nbs/12_evaluate.ipynb #ffc72ad4
 import json, re
-from itertools import islice
+
+import numpy as np
 
 from . import curriculum
 from .checkpoint import load_model
 from .checks import check, well_formed_math, wilson
 from .curriculum import CATEGORIES
-from .data import Batches, conversation
+from .builtin import conversation
+from .conversations import chosen
 from .fp8 import pick_device
 from .generate import generate
+from .shards import Split
 from .stage import atomic, progress, say, text_table, write_json
 from .chat import render
 from .tokenizer import load_tokenizer
@@ -77,7 +80,7 @@ def contaminated(items, texts)->list:
 
 def trained_texts(folder, tok, limit:int=20_000_000)->list:
     "The training shard of a data folder as text, at most `limit` tokens of it."
-    ids = Batches(folder, "train", 32, 1).ids[:limit]
+    ids = np.concatenate([s[:limit] for s in Split(folder, "train").shards])[:limit]
     return [tok.decode(ids[a:a + 1_000_000], special=True) for a in range(0, len(ids), 1_000_000)]
 
 # %% ../nbs/12_evaluate.ipynb #3c610ee6
@@ -110,7 +113,8 @@ def evaluate(job, device="auto"):
     right = judge(items, replies)
     results = score(items, replies, right) | {"constant": best_constant(items), "items": len(items), "ended": sum(ended)/len(ended)}
     data = job.run.folder("prepare")
-    seen = [i.prompt for i in islice(curriculum.examples("train", job.preset.sft.seed), job.preset.sft.examples)]
+    tuned = job.preset.sft
+    seen = [m["content"] for talk in chosen(tuned.sources, "train", tuned.examples, tuned.seed) for m in talk]
     results["contaminated"] = contaminated(items, trained_texts(data, tok) + seen)
     with atomic(job.folder/"generations.jsonl") as tmp, open(tmp, "w", encoding="utf-8") as f:
         for i, r, v, e in zip(items, replies, right, ended):

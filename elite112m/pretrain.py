@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from .checkpoint import latest, load_checkpoint, save_checkpoint, save_model
-from .data import Batches
 from .fp8 import autocast, pick_device, pick_precision, use_fp8
 from .model import CausalLM
 from .optim import lr_factor, make_optimizers, set_lr
+from .shards import Batches, prefetch
 from .stage import progress, say
 from .tokenizer import load_tokenizer
 from .tracking import Metrics
@@ -109,9 +109,10 @@ def fit(t:Trainer,
     cfg, shown = t.cfg, {}
     val = None if t.step < steps else t.evaluate(held_out)
     clock, since = time.perf_counter(), t.step
-    with stop_flag() as stop, closing(t.metrics), progress(steps, t.what, "step", t.step) as bar:
+    ahead = prefetch(batch, t.step, steps, pin=str(t.device).startswith("cuda"))
+    with stop_flag() as stop, closing(t.metrics), closing(ahead), progress(steps, t.what, "step", t.step) as bar:
         while t.step < steps and not stop.is_set():
-            loss, norm = t.update(batch(t.step), steps)
+            loss, norm = t.update(next(ahead), steps)
             last = t.step == steps
             if t.step % cfg.log_every == 0 or last:
                 shown["loss"] = value = loss.item()  # waits for the device, so the clock is honest
@@ -137,9 +138,9 @@ def pretrain(job, device="auto"):
     p, cfg, device = job.preset, job.preset.pretrain, pick_device(device)
     precision = pick_precision(cfg.precision, device)
     tok = load_tokenizer(job.source)
-    data = Batches(job.source, "train", p.model.context, cfg.batch_size*cfg.accumulation, cfg.seed)
-    held = Batches(job.source, "val", p.model.context, cfg.batch_size, 0)
-    held_out = [(*held[i], None) for i in range(min(cfg.eval_batches, max(held.windows//cfg.batch_size, 1)))]
+    data = Batches(job.source, "train", p.model.context, cfg.batch_size*cfg.accumulation, cfg.seed, cfg.packing, cfg.doc_mask)
+    held = Batches(job.source, "val", p.model.context, cfg.batch_size, 0, cfg.packing, cfg.doc_mask)
+    held_out = [held[i] for i in range(min(cfg.eval_batches, max(held.windows//cfg.batch_size, 1)))]
     torch.manual_seed(cfg.seed)
     t = Trainer(CausalLM(p.model), cfg, job.folder, device, precision)
     step_tokens = data.size*p.model.context
@@ -147,8 +148,8 @@ def pretrain(job, device="auto"):
         f"({cfg.steps*step_tokens/data.tokens:.1f} epochs), {precision} on {device}")
 
     def batch(step):
-        x, y = data[step]
-        return [(x[i:i + cfg.batch_size], y[i:i + cfg.batch_size], None) for i in range(0, len(x), cfg.batch_size)]
+        parts = data[step]
+        return [tuple(a if a is None else a[i:i + cfg.batch_size] for a in parts) for i in range(0, data.size, cfg.batch_size)]
 
     loss = fit(t, batch, held_out, cfg.steps, step_tokens)
     save_model(t.model, job.folder)

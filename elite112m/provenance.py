@@ -20,7 +20,7 @@ from .config import InputError, did_you_mean, need
 class Source:
     "A place text comes from, with its options."
     spec:str            # as it was written
-    place:str           # "stdlib", "curriculum", a path, or the data set's name on the hub
+    place:str           # "stdlib", "curriculum", "mixture", a path, or the data set's name on the hub
     hub:bool=False      # whether it is a Hugging Face data set
     weight:float=1.0    # share of the tokens, relative to the others'
     tokens:int|None=None # budget, tokens
@@ -63,7 +63,7 @@ def fingerprint(sources)->str|None:
     for source in map(parse_source, sources):
         root = Path(source.place)
         if source.place == "stdlib": h.update(platform.python_version().encode())
-        elif source.place == "curriculum" or source.hub and not root.exists(): h.update(source.spec.encode())
+        elif source.place in ("curriculum", "mixture") or source.hub and not root.exists(): h.update(source.spec.encode())
         elif not root.exists(): return None
         else:
             for f in sorted(root.rglob("*")) if root.is_dir() else [root]:

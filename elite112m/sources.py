@@ -231,7 +231,7 @@ def pinned(source:Source)->Source:
 # %% ../nbs/02e_sources.ipynb #9a3842f2
 def reader(source:Source, at=None)->Reader:
     "A reader of the source, from a position on. Raises `InputError` where it cannot be read."
-    need(source.place != "curriculum", "the curriculum has its own share of the data: --set data.curriculum=0.3")
+    need(source.place not in ("curriculum", "mixture"), "the curriculum has its own share of the data: --set data.curriculum=0.3")
     if source.place == "stdlib": return Reader(stdlib_documents, at)
     return (HubReader if source.hub else FileReader)(source, at)
 

@@ -15,7 +15,8 @@ import nbformat, psutil
 
 import elite112m
 from .config import InputError, need
-from .data import check_sources
+from .conversations import check_conversations
+from .sources import check_sources
 from .stage import COMMAND, Run, STAGES, plan, resolve, save_preset
 
 # %% ../nbs/14_workbook.ipynb #b33b7c96
@@ -131,6 +132,7 @@ def run_stages(path, # run folder
     p = resolve(run, name, settings, force)
     todo = plan(run, p, stages, force)
     if todo.get("prepare", "skip") != "skip": check_sources(p.data.sources)
+    if todo.get("sft", "skip") != "skip": check_conversations(p.sft.sources)
     for s in todo: notebook(s)
     existed, fresh = run.path.exists(), run.info is None
     lock = run.lock()

@@ -1,0 +1,98 @@
+"What is exported for training keeps away from the exam, and what it calculates is true. Evaluation is a room below the exercises, so these checks cannot stand in their notebooks."
+import hashlib
+import json
+import re
+from itertools import islice
+
+import pyarrow.parquet as pq
+import pytest
+
+from elite112m import arithmetic, curriculum, instructions
+from elite112m.checks import check, well_formed_math
+from elite112m.curriculum import CATEGORIES, SPLITS, _commute, split_of
+from elite112m.curriculum_export import mixture, write_alpaca, write_gsm8k
+from elite112m.evaluate import contaminated, normal, suite
+
+ROWS = 60_000
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    "The rows of a full export, and GSM8K's form of a smaller one, all as (prompt, reply)."
+    folder = tmp_path_factory.mktemp("export")
+    rows = json.loads(write_alpaca(folder / "alpaca.json", ROWS).read_text(encoding="utf-8"))
+    sums = pq.read_table(write_gsm8k(folder / "gsm8k.parquet", 5_000)).to_pylist()
+    alpaca = [(" ".join(filter(None, (r["instruction"], r["input"]))), r["output"]) for r in rows]
+    return alpaca, [(r["question"], r["answer"]) for r in sums]
+
+
+@pytest.fixture(scope="module")
+def exam(): return suite(60)
+
+
+def test_no_exam_prompt_in_the_export(exported, exam):
+    alpaca, sums = exported
+    assert len(alpaca) == ROWS and len(exam) > 20 * len(CATEGORIES)
+    texts = [part for row in alpaca + sums for part in row]
+    assert contaminated(exam, texts) == []
+    assert contaminated(exam, [*texts, f"Hello. {exam[7].prompt.upper()}  And?"]) == [exam[7].prompt], "the search finds nothing"
+
+
+def test_no_row_twice(exported):
+    for rows in exported: assert len({normal(q) for q, _ in rows}) == len(rows)
+
+
+STEP = re.compile(r"<<(\d+)([-+*/])(\d+)=")
+
+
+def test_no_step_of_the_test_in_the_export(exported):
+    texts = [a for rows in exported for _, a in rows]
+    keys = {_commute(int(a), op, int(b)) for t in texts for a, op, b in STEP.findall(t)}
+    assert len(keys) > 10_000 and {split_of(k) for k in keys} == {"train"}
+    assert sum(len(STEP.findall(t)) for t in texts) == sum(t.count("<<") for t in texts), "a step with other than two operands"
+
+
+def test_every_step_is_true(exported):
+    worked = [a for rows in exported for _, a in rows if "<<" in a and "#### " in a]
+    assert len(worked) > 20_000
+    assert [a for a in worked if not well_formed_math(a)] == []
+    assert not well_formed_math(worked[0].replace("#### ", "#### 1"))
+
+
+def test_every_reply_passes_its_check():
+    "Of the two new rooms; the curriculum's are tested where they are judged."
+    for room in (arithmetic, instructions):
+        for split in SPLITS:
+            wrong = [i for i in islice(room.examples(split, 5), 1_500) if not check(i.reply, i.check, i.prompt)]
+            assert wrong == [], wrong[:3]
+
+
+def test_splits_are_disjoint():
+    found = {s: list(islice(mixture(s, 9), 3_000)) for s in SPLITS}
+    for s, items in found.items(): assert {split_of(i.key) for i in items} == {s}
+    prompts = [{normal(i.prompt) for i in items} for items in found.values()]
+    assert not prompts[0] & prompts[1] and not prompts[0] & prompts[2] and not prompts[1] & prompts[2]
+
+
+def test_plurals_of_the_exam_are_not_given_away():
+    "Some are shown by the curriculum itself in passing; the new rooms add none to them."
+    held = {many for one, many in curriculum._WORDS["nouns"] if split_of(f"plural:{one}") == "test"}
+    def shown(texts): return held & set(re.findall(r"[a-z]+", " ".join(texts).casefold()))
+    before = shown(f"{i.prompt} {i.reply}" for i in islice(curriculum.examples(), 40_000))
+    after = shown(f"{i.prompt} {i.reply}" for i in islice(mixture(weights={"arithmetic": 1, "instructions": 1}), 20_000))
+    assert before and not after - before, after - before
+
+
+def test_the_35_categories_are_what_they_were():
+    "Measured results depend on them: whoever changes them on purpose changes this digest and measures again."
+    digest = hashlib.sha256()
+    def feed(i): digest.update(repr((i.category, i.key, i.prompt, i.reply, i.check)).encode())
+    for seed in (0, 1):
+        for s in SPLITS:
+            for i in islice(curriculum.examples(s, seed), 2_000): feed(i)
+        for s in SPLITS[:2]:
+            for text in islice(curriculum.documents(s, seed), 300): digest.update(text.encode())
+    for c in CATEGORIES:
+        for s in SPLITS:
+            for i in curriculum.items(c, s, 30): feed(i)
+    assert digest.hexdigest() == "e2f86b4f95907534b3f665cf7dbf7bab8402c9dbb98dde1d29862929fb04c19c"
