@@ -138,7 +138,7 @@ def report(path):
     click.echo(write_report(_run(path)))
 
 # %% ../nbs/15_cli.ipynb #dd9e0caf
-@cli.group(cls=Group)
+@cli.group(cls=Group, epilog="Example: elite112m tokenizer fetch")
 def tokenizer():
     "Fetch, train or try a vocabulary."
 

@@ -193,21 +193,24 @@ def check_preset(p):
 # %% ../nbs/00_config.ipynb #234f1913
 _SMOLLM2 = TokenizerConfig(name="smollm2")
 
+def _web(sample): return (f"hf:HuggingFaceFW/fineweb-edu:name={sample}:weight=80", "hf:codeparrot/codeparrot-clean:column=content:weight=12",
+                          "hf:HuggingFaceTB/finemath:name=finemath-4plus:weight=8")
+
 PRESETS = {p.name: p for p in [
     Preset("nano", model=ModelConfig(4096, 4, 192, 3, 1, 512, 256),
            pretrain=PretrainConfig(steps=720, batch_size=4, eval_every=100, eval_batches=16, lr=2e-2), sft=SFTConfig(examples=20_000, batch_size=4, lr=1e-2, muon_lr=.015, eval_every=100)),
     Preset("micro", data=DataConfig(tokens=12_000_000, curriculum=.3), model=ModelConfig(8192, 8, 384, 6, 2, 1024, 512),
            pretrain=PretrainConfig(steps=1400, batch_size=8, accumulation=2, lr=2e-3, warmup_steps=60, eval_every=100),
            sft=SFTConfig(examples=40_000)),
-    Preset("elite112m", tokenizer=_SMOLLM2, data=DataConfig(tokens=2_500_000_000, curriculum=.02, val_fraction=.001),
+    Preset("elite112m", tokenizer=_SMOLLM2, data=DataConfig(_web("sample-10BT"), tokens=2_500_000_000, curriculum=.02, val_fraction=.001),
            pretrain=PretrainConfig(steps=9537, optimizer="adamw", batch_size=8, accumulation=16, lr=8e-4, min_lr=1e-4, warmup_steps=200, decay_fraction=.4,
                compile=True, eval_every=250, eval_batches=32, checkpoint_every=1000),
-           sft=SFTConfig(examples=60_000, optimizer="adamw", lr=3e-4)),
-    Preset("elite350m", tokenizer=_SMOLLM2, data=DataConfig(tokens=10_000_000_000, curriculum=.01, val_fraction=.0005),
+           sft=SFTConfig(("mixture",), examples=60_000, optimizer="adamw", lr=3e-4)),
+    Preset("elite350m", tokenizer=_SMOLLM2, data=DataConfig(_web("sample-100BT"), tokens=10_000_000_000, curriculum=.01, val_fraction=.0005),
            model=ModelConfig(49_152, 28, 1024, 16, 4, 2624, 2048),
            pretrain=PretrainConfig(steps=38_147, optimizer="adamw", batch_size=4, accumulation=32, lr=6e-4, min_lr=6e-5, warmup_steps=400, decay_fraction=.4,
                compile=True, eval_every=500, eval_batches=32, checkpoint_every=1000),
-           sft=SFTConfig(examples=60_000, optimizer="adamw", lr=2e-4)),
+           sft=SFTConfig(("mixture",), examples=60_000, optimizer="adamw", lr=2e-4)),
 ]}
 
 # %% ../nbs/00_config.ipynb #492c2c6c

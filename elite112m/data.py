@@ -6,12 +6,12 @@
 __all__ = ['add_taught', 'sample', 'make_tokenizer', 'prepare']
 
 # %% ../nbs/03_data.ipynb #888bf033
-import shutil, sqlite3
+import shutil, sqlite3, time
 from dataclasses import replace
 
 from .builtin import taught
 from .config import InputError, need
-from .flow import Hands, Lane, Ledger, Merge
+from .flow import Hands, Lane, Ledger, Merge, SAVE_EVERY
 from .provenance import parse_source
 from .shards import FORMAT, SplitWriter
 from .sources import Reader, check_sources, documents, pinned, reader
@@ -28,7 +28,7 @@ def add_taught(merge:Merge, lane:Lane, split:str):
         if c.get(split, {}).get("tokens", 0) + len(doc[0])//2 > room: lane.state["done"] = True; break
         merge.add(lane, doc, room)
         if split == "train": merge.bar.update(len(doc[0])//2)
-        if time.monotonic() - merge.ledger.last > 5: merge.save()
+        if time.monotonic() - merge.ledger.last > SAVE_EVERY: merge.save()
     merge.save()
 
 # %% ../nbs/03_data.ipynb #0da830e0
@@ -97,7 +97,8 @@ def _tell(lane):
     total = {k: sum(c[k] for c in counts.values()) for k in ("documents", "tokens")} if counts else {"documents": 0, "tokens": 0}
     left = ", ".join(f"{n:,} {k}" for k, n in sorted(s["faults"].items()) if n)
     say(f"prepare: {lane.name}: {total['documents']:,} documents, {total['tokens']:,} tokens" + (f"; {left}" if left else "")
-        + ("; no more text there" if s["done"] and not lane.split else ""))
+        + ("; no more text there" if s["done"] and not lane.split else "")
+        + ("; none of them held out, so raise data.val_fraction" if counts and "val" not in counts and not lane.split else ""))
     for why in lane.reader.notes[:5]: say(f"prepare: passed over: {why}")
 
 def _manifest(tok, lanes, splits)->dict:
@@ -108,14 +109,20 @@ def _manifest(tok, lanes, splits)->dict:
 def _prepare(job):
     cfg, out = job.preset, job.folder
     check_sources(cfg.data.sources)
+    hands = Hands(out, cfg.data.workers)
+    try: _with(hands, job)
+    finally: hands.close()
+
+def _with(hands, job):
+    cfg, out = job.preset, job.folder
     made = (out/"tokenizer.json").exists()
     tok = load_tokenizer(out) if made else make_tokenizer(cfg)
     need(tok.vocab_size <= cfg.model.vocab_size, f"the tokenizer has {tok.vocab_size} tokens, the model {cfg.model.vocab_size}: --set model.vocab_size={tok.vocab_size}")
     if not made: tok.save(out)
     say(f"prepare: vocabulary of {tok.vocab_size:,} tokens ({tok.origin})")
-    ledger, hands = Ledger(out/"progress.sqlite"), Hands(out, tok, cfg.data.workers)
+    ledger = Ledger(out/"progress.sqlite")
     try: lanes, splits = _flow(job, tok, ledger, hands)
-    finally: hands.close(); ledger.close()
+    finally: ledger.close()
     for l in lanes: _tell(l)
     train, val = (splits[s]["tokens"] for s in ("train", "val"))
     need(min(train, val) > 64, f"only {train} training and {val} validation tokens in {', '.join(cfg.data.sources)}: give more text, or raise data.val_fraction")

@@ -35,8 +35,8 @@ def byte_symbols()->list[str]:
 # %% ../nbs/01_tokenizer.ipynb #c4ffcf96
 def _missing(core)->bytes:
     "The byte values that a byte-level vocabulary cannot spell."
-    vocab, rules = core.get_vocab(), json.loads(core.to_str())
-    if "ByteLevel" not in json.dumps(rules["pre_tokenizer"]): return b""
+    vocab = core.get_vocab()
+    if "ByteLevel" not in str(core.pre_tokenizer): return b""
     return bytes(b for b, symbol in enumerate(byte_symbols()) if symbol not in vocab)
 
 # %% ../nbs/01_tokenizer.ipynb #b8b7bac9
@@ -46,7 +46,7 @@ def _rules(core)->list:
     model = {k: d["model"].get(k) for k in ("type", "merges", "byte_fallback", "unk_token", "ignore_merges")}
     special = sorted((t["id"], t["content"]) for t in d["added_tokens"])
     splits = json.loads(json.dumps(d["pre_tokenizer"]), object_hook=lambda o: {k: v for k, v in o.items() if k != "trim_offsets"})
-    return [model, sorted(core.get_vocab().items()), special, d["normalizer"], splits]
+    return [model, d["model"]["vocab"], special, d["normalizer"], splits]
 
 # %% ../nbs/01_tokenizer.ipynb #e6182eb0
 class Tokenizer:

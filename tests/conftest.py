@@ -33,5 +33,9 @@ def pytest_runtest_logreport(report):
     if report.failed: _counts["failed"] += 1
 
 
+def pytest_collectreport(report):
+    if report.failed: _counts["failed"] += 1
+
+
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput"): print(f"{_counts['passed']} passed, {_counts['failed']} failed")
