@@ -70,6 +70,7 @@ class TokenizerConfig:
     name:str = "train"          # "train": learn one from the data; "smollm2"; or a tokenizer.json, or its folder
     sample_mb:float = 8.0       # megabytes of the training text that a new vocabulary is learned from
 
+# %% ../nbs/00_config.ipynb #ed88be29
 @dataclass(frozen=True)
 class DataConfig:
     "What text becomes tokens."
@@ -113,7 +114,7 @@ class PretrainConfig:
 @dataclass(frozen=True)
 class SFTConfig:
     "Supervised fine-tuning on conversations."
-    sources:tuple[str, ...] = ("curriculum",) # "curriculum", "mixture", or files of conversations, see 02i_conversations
+    sources:tuple[str, ...] = ("curriculum",) # "curriculum", "mixture", or files of conversations, see 02h_conversations
     examples:int = 12_000       # conversations at most, all sources together
     epochs:float = 1.0          # passes over them
     batch_size:int = 8          # packed sequences a step
@@ -196,6 +197,7 @@ _SMOLLM2 = TokenizerConfig(name="smollm2")
 def _web(sample): return (f"hf:HuggingFaceFW/fineweb-edu:name={sample}:weight=80", "hf:codeparrot/codeparrot-clean:column=content:weight=12",
                           "hf:HuggingFaceTB/finemath:name=finemath-4plus:weight=8")
 
+# %% ../nbs/00_config.ipynb #5c6bea62
 PRESETS = {p.name: p for p in [
     Preset("nano", model=ModelConfig(4096, 4, 192, 3, 1, 512, 256),
            pretrain=PretrainConfig(steps=720, batch_size=4, eval_every=100, eval_batches=16, lr=2e-2), sft=SFTConfig(examples=20_000, batch_size=4, lr=1e-2, muon_lr=.015, eval_every=100)),

@@ -43,6 +43,7 @@ def sample(specs, characters:int)->list[str]:
         texts.append(text); entry[0] += len(text)
     return texts
 
+# %% ../nbs/03_data.ipynb #487007cc
 def make_tokenizer(cfg, # a `Preset`
 )->Tokenizer:
     "The tokenizer the preset asks for: learnt from a sample of its data, or loaded."
@@ -77,6 +78,7 @@ def _lanes(cfg, hands, before:dict)->list:
         lanes.append(Lane(name, lambda at, s=split: Reader(lambda: taught(s, cfg.seed), at), hands, cfg, before.get(name), split=split))
     return lanes
 
+# %% ../nbs/03_data.ipynb #f9cec062
 def _flow(job, tok, ledger, hands):
     "Everything into the shards; returns the lanes and what has been written of each split."
     cfg, old = job.preset.data, ledger.state
@@ -113,6 +115,7 @@ def _prepare(job):
     try: _with(hands, job)
     finally: hands.close()
 
+# %% ../nbs/03_data.ipynb #c00eb28d
 def _with(hands, job):
     cfg, out = job.preset, job.folder
     made = (out/"tokenizer.json").exists()

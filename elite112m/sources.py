@@ -55,6 +55,7 @@ def _columns(names, wanted, where)->list[str]:
     for c in found: need(c in names, f"{where} has no column {c!r}; it has {', '.join(map(str, names))[:120]}")
     return found
 
+# %% ../nbs/02e_sources.ipynb #481d2313
 def _join(values, where, columns, faults):
     "The text of a row, or None if it has none."
     if any(v is False for v in values): faults["undecodable"] += 1; return None
@@ -111,6 +112,7 @@ def json_rows(path, start=0, faults=None):
         need(isinstance(row, dict), f"line {n} of {path} is not a JSON object")
         yield row
 
+# %% ../nbs/02e_sources.ipynb #27e5aa35
 def _array(path):
     "The objects of a file that is one JSON array."
     try: rows = json.loads(b"".join(_lines(path)))
@@ -139,6 +141,7 @@ def _plain(path, wanted, start, faults):
             if start < 0: yield _text(path, b"".join(chunk)).strip()
             chunk, size = [], 0
 
+# %% ../nbs/02e_sources.ipynb #e7273c8f
 def _whole(path, wanted, start, faults):
     if start == 0: yield _text(path, b"".join(_lines(path)))
 

