@@ -51,12 +51,14 @@ CHAT_TEMPLATE = ("{% for m in messages %}{% if m.role == 'system' %}{{ 'System: 
     "{% else %}{{ ' ' + m.content.strip() + '<|endoftext|>' }}{% endif %}{% endfor %}")
 
 # %% ../nbs/01b_chat.ipynb #65e336a6
+_HUES = (210, 45, 150, 280, 10)  # of neighbouring tokens, degrees
+
 def show_mask(tok:Tokenizer, ids, mask=None)->str:
-    "HTML with one coloured span a token; green where `mask` is set, grey elsewhere."
+    "HTML with one coloured span a token; where there is a mask, green where it is set and grey elsewhere."
     import html
     spans = []
     for k, i in enumerate(ids):
         text = html.escape(tok.decode([i], special=True)).replace("\n", "↵<br>")
-        hue = "120,60%" if mask is not None and mask[k] else "220,10%"
-        spans.append(f'<span style="background:hsl({hue},{88 if k % 2 else 80}%);color:#000;white-space:pre-wrap">{text}</span>')
+        hue, light = (f"{_HUES[k % 5]},70%", 88) if mask is None else ("120,60%" if mask[k] else "220,10%", 88 if k % 2 else 80)
+        spans.append(f'<span style="background:hsl({hue},{light}%);color:#000;white-space:pre-wrap">{text}</span>')
     return f'<div style="font-family:monospace;line-height:1.7">{"".join(spans)}</div>'

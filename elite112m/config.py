@@ -200,7 +200,8 @@ def _web(sample): return (f"hf:HuggingFaceFW/fineweb-edu:name={sample}:weight=80
 # %% ../nbs/00_config.ipynb #5c6bea62
 PRESETS = {p.name: p for p in [
     Preset("nano", model=ModelConfig(4096, 4, 192, 3, 1, 512, 256),
-           pretrain=PretrainConfig(steps=720, batch_size=4, eval_every=100, eval_batches=16, lr=2e-2), sft=SFTConfig(examples=20_000, batch_size=4, lr=1e-2, muon_lr=.015, eval_every=100)),
+           pretrain=PretrainConfig(steps=720, batch_size=4, eval_every=100, eval_batches=16, lr=2e-2),
+           sft=SFTConfig(examples=30_000, batch_size=4, lr=1e-2, muon_lr=.015, eval_every=100)),
     Preset("micro", data=DataConfig(tokens=12_000_000, curriculum=.3), model=ModelConfig(8192, 8, 384, 6, 2, 1024, 512),
            pretrain=PretrainConfig(steps=1400, batch_size=8, accumulation=2, lr=2e-3, warmup_steps=60, eval_every=100),
            sft=SFTConfig(examples=40_000)),
