@@ -250,6 +250,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'elite112m.flow._begin': ('flow.html#_begin', 'elite112m/flow.py'),
                                 'elite112m.flow._close': ('flow.html#_close', 'elite112m/flow.py'),
                                 'elite112m.flow._count': ('flow.html#_count', 'elite112m/flow.py'),
+                                'elite112m.flow._encoded': ('flow.html#_encoded', 'elite112m/flow.py'),
                                 'elite112m.flow._fill': ('flow.html#_fill', 'elite112m/flow.py'),
                                 'elite112m.flow._next': ('flow.html#_next', 'elite112m/flow.py'),
                                 'elite112m.flow._note': ('flow.html#_note', 'elite112m/flow.py'),

@@ -27,11 +27,19 @@ def pieces(text:str)->list[str]:
     return parts + [text[at:]]
 
 # %% ../nbs/02g_flow.ipynb #83342db6
+def _encoded(tok, texts, at_once=2*LONG):
+    "The ids of each text, tokenised a few million characters at a time."
+    group, size = [], 0
+    for text in texts:
+        group.append(text); size += len(text)
+        if size >= at_once: yield from tok.encode_batch(group); group, size = [], 0
+    yield from tok.encode_batch(group)
+
 def tokenise(tok:Tokenizer, docs:list)->list[tuple]:
     "For each document (text, or messages): ids as uint16 with the end token, digest, characters, bytes, bytes that were lost."
     texts = [d if isinstance(d, str) else prompt_text(d) for d in docs]
     parts = [pieces(d) if isinstance(d, str) else [] for d in docs]
-    encoded, out = iter(tok.encode_batch([p for ps in parts for p in ps])), []
+    encoded, out = _encoded(tok, (p for ps in parts for p in ps)), []
     for d, text, ps in zip(docs, texts, parts):
         ids = array("H", [tok.eot] if ps else render(tok, d)[0])
         for part in islice(encoded, len(ps)): ids[-1:-1] = array("H", part)
