@@ -7,14 +7,14 @@ __all__ = ['SETTINGS', 'Pairs', 'stage_options', 'Group', 'cli', 'run', 'presets
            'train', 'show', 'verify', 'exercises', 'chat', 'main']
 
 # %% ../nbs/15_cli.ipynb #56fb7066
-import os, sys
+import errno, os, sys
 from pathlib import Path
 
 import click
 
 from .config import InputError, PRESETS, SECTIONS, preset, to_dict
 from .cost import presets_table
-from .provenance import parse_source
+from .provenance import absolute
 from .stage import CANNOT_WRITE, Run, STAGES, text_table
 
 # %% ../nbs/15_cli.ipynb #861cfe61
@@ -48,18 +48,14 @@ def stage_options(f):
         f = option(f)
     return f
 
-def _absolute(spec):
-    "The source with its path made absolute, so that the run can be continued from anywhere."
-    s = parse_source(spec)
-    path = Path(s.place).expanduser()
-    if s.place in ("stdlib", "curriculum", "mixture") or (s.hub and not path.exists()): return spec
-    return spec.replace(s.place, str(path.resolve()), 1)
-
 def _settings(sets, data, sft_data):
-    "Overrides from --set, --data and --sft-data."
+    "Overrides from --set, --data and --sft-data, their paths made absolute."
     settings = dict(sets)
     for key, given in (("data.sources", data), ("sft.sources", sft_data)):
-        if given: settings[key] = [_absolute(d) for d in given]
+        given = given or [x for x in settings.get(key, "").split(",") if x]
+        if given: settings[key] = [absolute(d) for d in given]
+    name = settings.get("tokenizer.name", "train")
+    if name not in ("train", "smollm2"): settings["tokenizer.name"] = str(Path(name).expanduser().resolve())
     return settings
 
 # %% ../nbs/15_cli.ipynb #5c5e5b57
@@ -180,6 +176,7 @@ def show(name, text):
 def verify(folder):
     "Check every file and document of prepared data against their manifest."
     from elite112m.shards import verify as check
+    if not Path(folder).is_dir(): raise InputError(f"no folder at {folder}")
     manifest = check(Path(folder)/"data" if (Path(folder)/"run.json").exists() else folder)
     rows = [{"split": s, "documents": f"{d['documents']:,}", "tokens": f"{d['tokens']:,}", "shards": len(d["shards"])} for s, d in manifest["splits"].items()]
     click.echo(f"{text_table(rows)}\nevery file is as it was written")
@@ -236,7 +233,7 @@ def main(args=None):
     except StageFailed as e: code = _complain(f"{e}\nexecuted notebook: {e.path}", 1)
     except Stopped as e: code = _complain("stopped; the same command goes on from here", 128 + e.number)
     except (KeyboardInterrupt, click.Abort): code = _complain("stopped", 130)
-    except OSError as e: code = _complain(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}", 2 if e.errno in CANNOT_WRITE else 1)
+    except OSError as e: code = _complain(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}", 2 if e.errno in CANNOT_WRITE | {errno.EEXIST, errno.ENOTDIR} else 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 def _complain(what, code):

@@ -13,10 +13,10 @@ from .builtin import taught
 from .config import InputError, need
 from .flow import Hands, Lane, Ledger, Merge, SAVE_EVERY
 from .provenance import parse_source
-from .shards import FORMAT, SplitWriter
+from .shards import FORMAT, SplitWriter, sealed, verify
 from .sources import Reader, check_sources, documents, pinned, reader
 from .stage import CANNOT_WRITE, progress, say, write_json
-from .tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from .tokenizer import Tokenizer, load_tokenizer, spells_everything, train_tokenizer
 
 # %% ../nbs/03_data.ipynb #9898f6eb
 def add_taught(merge:Merge, lane:Lane, split:str):
@@ -120,7 +120,9 @@ def _with(hands, job):
     cfg, out = job.preset, job.folder
     made = (out/"tokenizer.json").exists()
     tok = load_tokenizer(out) if made else make_tokenizer(cfg)
-    need(tok.vocab_size <= cfg.model.vocab_size, f"the tokenizer has {tok.vocab_size} tokens, the model {cfg.model.vocab_size}: --set model.vocab_size={tok.vocab_size}")
+    need(spells_everything(tok.core), f"the tokenizer ({tok.origin}) drops what it cannot spell without a trace; give one that is byte-level or has an unknown token")
+    need(tok.vocab_size <= cfg.model.vocab_size, f"the tokenizer ({tok.origin}) has {tok.vocab_size} tokens, the model {cfg.model.vocab_size}: "
+         f"--set model.vocab_size={tok.vocab_size}")
     if not made: tok.save(out)
     say(f"prepare: vocabulary of {tok.vocab_size:,} tokens ({tok.origin})")
     ledger = Ledger(out/"progress.sqlite")
@@ -129,17 +131,20 @@ def _with(hands, job):
     for l in lanes: _tell(l)
     train, val = (splits[s]["tokens"] for s in ("train", "val"))
     need(min(train, val) > 64, f"only {train} training and {val} validation tokens in {', '.join(cfg.data.sources)}: give more text, or raise data.val_fraction")
-    write_json(out/"manifest.json", _manifest(tok, lanes, splits))
+    write_json(out/"manifest.json", sealed(_manifest(tok, lanes, splits)))
     ledger.remove()
 
 # %% ../nbs/03_data.ipynb #54bea765
 def prepare(job):
     "Stage `prepare`: write tokenizer.json, the shards and manifest.json. Raises `InputError` for unusable data and for a disk that cannot be written."
-    begun = (job.folder/"progress.sqlite").exists()
+    progress = job.folder/"progress.sqlite"
+    begun, streamed = progress.exists(), any(parse_source(s).hub for s in job.preset.data.sources)
+    if (job.folder/"manifest.json").exists() and not begun: verify(job.folder); return  # stopped after the last stroke
     try: _prepare(job)
     except InputError:
-        if not begun: shutil.rmtree(job.folder, ignore_errors=True)
+        if not begun and not (streamed and progress.exists()): shutil.rmtree(job.folder, ignore_errors=True)
         raise
-    except (OSError, sqlite3.OperationalError) as e:
+    except (OSError, sqlite3.DatabaseError) as e:
         if isinstance(e, OSError) and e.errno not in CANNOT_WRITE: raise
-        raise InputError(f"cannot write in {job.folder}: {getattr(e, 'strerror', None) or e}; what is done is kept: make room, and run the same command again") from None
+        raise InputError(f"cannot write in {job.folder}: {getattr(e, 'strerror', None) or e}; what is done is kept: "
+                         "make room, and run the same command again (or --force, to start over)") from None

@@ -9,6 +9,8 @@ __all__ = ['lengths_by_source', 'short_name', 'plot_data', 'random_document', 's
 import numpy as np
 
 from .chat import show_mask
+from .config import need
+from .provenance import parse_source
 from .shards import Split
 from .tokenizer import load_tokenizer
 
@@ -16,17 +18,21 @@ from .tokenizer import load_tokenizer
 def lengths_by_source(data:Split)->dict:
     "For each source, the lengths of its documents in tokens."
     lengths, names = np.diff(data.offsets.astype(np.int64)), list(data.manifest["sources"])
-    return {short_name(n): lengths[data.sources == i] for i, n in enumerate(names) if (data.sources == i).any()}
+    labels = [short_name(n) if sum(short_name(m) == short_name(n) for m in names) == 1 else n for n in names]
+    return {label: lengths[data.sources == i] for i, label in enumerate(labels) if (data.sources == i).any()}
 
 def short_name(spec:str)->str:
     "The recognisable part of a source's name."
-    return spec.partition(":weight")[0].partition(":tokens")[0].rstrip("/").split("/")[-1] if not spec.startswith("curriculum/") else "curriculum"
+    if spec.startswith("curriculum/"): return "curriculum"
+    source = parse_source(spec)
+    return source.place.rstrip("/").split("/")[-1] + (f" {source.name}" if source.name else "")
 
 # %% ../nbs/02i_explore.ipynb #1f89c2e2
 def plot_data(folder, split:str="train", context:int=None):
     "Lengths of the documents and shares of the sources, as a figure."
     import matplotlib.pyplot as plt
     found = lengths_by_source(Split(folder, split))
+    need(found, f"{folder} has no {split} documents")
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3), width_ratios=(2, 1))
     edges = np.geomspace(1, max(n.max() for n in found.values()) + 1, 40)
     left.hist(list(found.values()), edges, stacked=True, label=[f"{n}, median {int(np.median(v)):,}" for n, v in found.items()])
@@ -42,6 +48,7 @@ def random_document(data:Split, seed:int, source:str=None)->tuple:
     "The number, the source and the ids of a random document, of one source if it is named."
     names = list(data.manifest["sources"])
     among = np.flatnonzero(data.sources == names.index(source)) if source else np.arange(data.documents)
+    need(len(among), "there is no such document")
     i = int(np.random.default_rng(seed).choice(among))
     return i, names[data.sources[i]], data.document(i)
 

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from .chat import prompt_text, render
+from .config import InputError
 from .tokenizer import Tokenizer, load_tokenizer
 
 # %% ../nbs/02g_flow.ipynb #2f4bd5f7
@@ -21,7 +22,7 @@ LONG = 1_000_000  # characters, after which a document is tokenised in pieces
 _SEAM = re.compile("[a-z](?= [a-z])")
 
 def pieces(text:str)->list[str]:
-    "A long text in parts that are tokenised as the whole is."
+    "A long text in parts that SmolLM2's rules tokenise as they do the whole."
     parts, at = [], 0
     while len(text) - at > LONG and (seam := _SEAM.search(text, at + LONG)): parts.append(text[at:seam.end()]); at = seam.end()
     return parts + [text[at:]]
@@ -36,15 +37,17 @@ def _encoded(tok, texts, at_once=2*LONG):
     yield from tok.encode_batch(group)
 
 def tokenise(tok:Tokenizer, docs:list)->list[tuple]:
-    "For each document (text, or messages): ids as uint16 with the end token, digest, characters, bytes, bytes that were lost."
+    "For each document (text, or messages): ids as uint16 with the end token, digest, characters, bytes, bytes (or unknown tokens) lost."
     texts = [d if isinstance(d, str) else prompt_text(d) for d in docs]
-    parts = [pieces(d) if isinstance(d, str) else [] for d in docs]
+    cut = pieces if "ByteLevel" in str(tok.core.pre_tokenizer) else lambda text: [text]
+    parts = [cut(d) if isinstance(d, str) else [] for d in docs]
     encoded, out = _encoded(tok, (p for ps in parts for p in ps)), []
     for d, text, ps in zip(docs, texts, parts):
         ids = array("H", [tok.eot] if ps else render(tok, d)[0])
         for part in islice(encoded, len(ps)): ids[-1:-1] = array("H", part)
         data = text.encode()
         lost = len(data) - len(data.translate(None, tok.missing)) if tok.missing else 0
+        if tok.unknown is not None: lost += ids.count(tok.unknown) - (tok.unknown == tok.eot)
         out.append((ids.tobytes(), hashlib.blake2b(data, digest_size=16).digest(), len(text), len(data), lost))
     return out
 
@@ -118,10 +121,22 @@ def _parcels(self):
 Lane._parcels = _parcels
 
 # %% ../nbs/02g_flow.ipynb #a061bba1
+def _read_on(self)->bool:
+    "Put the next parcel, or what went wrong with it, at the end of the queue; False at the end."
+    try: at, docs, passed = next(self.parcels)
+    except StopIteration: return False
+    except InputError as e:
+        at, work, passed = None, Future(), [Counter()]
+        work.set_exception(e)
+    else: work = self.hands.submit(docs)
+    self.queue.append((at, work, passed))
+    return True
+
+# %% ../nbs/02g_flow.ipynb #b389a254
 def _advance(self)->bool:
     "Make the next parcel the current one; False at the end."
     ahead = 1 if self.hands.n == 1 else self.hands.n + 2
-    for at, docs, passed in islice(self.parcels, max(ahead - len(self.queue), 0)): self.queue.append((at, self.hands.submit(docs), passed))
+    while len(self.queue) < ahead and self.read_on(): pass
     if not self.queue: self.state["done"] = True; return False
     skip = self.state["taken"] if self.current is None else 0
     self.state["at"], future, passed = self.queue.popleft()
@@ -143,7 +158,7 @@ def _count(self, split, **numbers):
     counts = self.state["counts"].setdefault(split, dict.fromkeys(("documents", "tokens", "characters", "bytes"), 0))
     for k, n in numbers.items(): counts[k] += n
 
-Lane._advance, Lane.next, Lane.note, Lane.count = _advance, _next, _note, _count
+Lane.read_on, Lane._advance, Lane.next, Lane.note, Lane.count = _read_on, _advance, _next, _note, _count
 
 # %% ../nbs/02g_flow.ipynb #539f67d5
 class Ledger:
@@ -211,6 +226,7 @@ def _add(self, lane, doc, room):
     split = lane.split or ("val" if held_out(digest, self.cfg.val_fraction) else "train")
     if split == "train" and len(ids) > 2*room:
         if room < 2: return 0
+        characters, size = (n*2*room//len(ids) for n in (characters, size))  # about
         ids = ids[:2*room - 2] + self.eot
         lane.note("cut")
     if lost: lane.note("lost bytes", lost)

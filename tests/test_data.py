@@ -91,12 +91,12 @@ def text(tmp_path_factory):
     "Two files of documents with duplicates, short ones, and bytes that SmolLM2's vocabulary lacks."
     from elite112m.builtin import stdlib_documents
     d, r = tmp_path_factory.mktemp("text"), random.Random(1)
-    docs = [t[:20_000] for t in stdlib_documents()]
+    docs = [t[:3_500] for t in stdlib_documents()]
     with gzip.open(d / "a.jsonl.gz", "wt", compresslevel=1) as f:
         for t in docs[:300] + r.sample(docs[:300], 50) + docs[300:]: f.write(json.dumps({"text": t}) + "\n")
     with open(d / "b.jsonl", "w") as f:
-        for i in range(6000): f.write(json.dumps({"text": f"Row {i}: " + " ".join(str(r.randrange(10**6)) for _ in range(r.randint(1, 60))) + "\x04" * (i % 100 == 0)}) + "\n")
         f.write('{"text": "short"}\n{"text": null}\n')
+        for i in range(6000): f.write(json.dumps({"text": f"Row {i}: " + " ".join(str(r.randrange(10**6)) for _ in range(r.randint(1, 60))) + "\x04" * (i % 100 == 0)}) + "\n")
     return d
 
 
@@ -211,6 +211,49 @@ def test_damage_is_named_by_verify_and_by_training(undisturbed, tmp_path, damage
         assert done.returncode == 2 and named in done.stderr.splitlines()[-1], done.stderr
 
 
+def test_a_project_folder_is_read_as_code_and_not_its_own_runs(tmp_path, tiny):
+    "Settings in .json, hidden folders and run folders are left alone, also when the run is inside the data."
+    from elite112m.builtin import stdlib_documents
+    d = tmp_path / "proj"
+    (d / ".git").mkdir(parents=True)
+    for i, t in enumerate(stdlib_documents()):
+        if i == 120: break
+        (d / f"m{i}.py").write_text(t)
+    (d / "package.json").write_text('{\n "name": "x"\n}\n'); (d / ".git/x.py").write_text("x = 1\n" * 999); (d / "caf\xe9.md").write_bytes(b"caf\xe9 " * 999)
+    done = sh("elite112m", "run", "nano", "--out", "runs/y", "--data", ".", "--stages", "prepare,pretrain", *tiny, "--set", "data.val_fraction=0.5", cwd=d)
+    assert done.returncode == 0, done.stderr
+    again = sh("elite112m", "run", "nano", "--out", "runs/y", "--data", ".", "--stages", "prepare,pretrain", *tiny, "--set", "data.val_fraction=0.5", cwd=d)
+    assert again.returncode == 0 and again.stderr.count("skipped") == 2, again.stderr
+    assert "1 undecodable" in done.stderr and "not UTF-8" in done.stderr
+
+
+def test_paths_in_settings_are_those_of_the_terminal(tmp_path, tiny):
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": f"{i} is followed by {i + 1}, and that by {i + 2}."}) + "\n" for i in range(4000)))
+    assert sh("elite112m", "tokenizer", "train", "--data", "t.jsonl", "--vocab-size", "400", "--out", "v", cwd=tmp_path).returncode == 0
+    done = sh("elite112m", "prepare", "--run", "r", "--preset", "nano", *tiny, "--set", "tokenizer.name=v", "--set", "data.sources=t.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_error_behind_the_budget_is_met_by_nobody(tmp_path, tiny):
+    "However many workers read ahead."
+    rows = "".join(json.dumps({"text": f"{i} is followed by {i + 1}, and that by {i + 2}, and so on and on."}) + "\n" for i in range(20_000))
+    (tmp_path / "t.jsonl").write_text(rows + '{"text": ')
+    made = []
+    for n in (1, 2):
+        done = sh("elite112m", "prepare", "--run", tmp_path / f"r{n}", "--preset", "nano", *tiny, "--data", tmp_path / "t.jsonl", "--set", f"data.workers={n}")
+        assert done.returncode == 0, done.stderr
+        made.append(hashes(tmp_path / f"r{n}/data"))
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("rows,why", [([{"instruction": f"Say {i}", "output": "yes"} for i in range(8)], "held out"), ([{"text": "prose"}] * 9, "known are"),
+                                      ([{"messages": [{"role": "user", "content": "Hi"}]}] * 9, "never speaks"), ([{"question": 3, "answer": "x"}] * 9, "not text")])
+def test_unusable_conversations_are_refused_before_pretraining(tmp_path, tiny, rows, why):
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = sh("elite112m", "run", "nano", "--out", tmp_path / "r", *tiny, "--sft-data", tmp_path / "c.jsonl")
+    assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "r").exists(), done.stderr
+
+
 # ---- bad input -----------------------------------------------------------------------------------
 
 def bad_source(kind, d):
@@ -252,10 +295,18 @@ def bad_source(kind, d):
         case "weight": return f"{file('a.jsonl', lines(rows))}:weight=-1"
         case "budget": return f"{file('a.jsonl', lines(rows))}:tokens=1e12"
         case "no hub": return "hf:somebody/nothing"
+        case "too deep": return file("d.jsonl", "[" * 100_000 + "\n" + '{"text": ' + "[" * 100_000 + "\n")
+        case "two columns of one name":
+            pq.write_table(pa.Table.from_arrays([pa.array(["a long enough text"]), pa.array(["and another text"])], names=["text", "text"]), d / "two.parquet"); return d / "two.parquet"
+        case "name that is not UTF-8": path = os.fsencode(d) + b"/caf\xe9.txt"; open(path, "w").write(good * 99); return os.fsdecode(path)
+        case "damaged local hub data":
+            (d / "hub").mkdir(); path = parquet("hub/t.parquet", text=[os.urandom(60).hex() for _ in range(9000)]); data = bytearray(path.read_bytes())
+            data[len(data)//2:len(data)//2 + 4000] = bytes(4000); path.write_bytes(data); return f"hf:{d}/hub"
 
 
 KINDS = """missing;empty;blank;binary;not UTF-8;nothing readable;no text column;no such column;numbers;lists;only nulls;truncated parquet;damaged parquet;broken JSON
-broken JSON far down;numbers in JSON;lists in JSON;only invalid UTF-8;truncated gzip;truncated zstd;no gzip at all;too short;too little;unknown option;weight;budget;no hub"""
+broken JSON far down;numbers in JSON;lists in JSON;only invalid UTF-8;truncated gzip;truncated zstd;no gzip at all;too short;too little;unknown option;weight;budget;no hub
+too deep;two columns of one name;name that is not UTF-8;damaged local hub data"""
 
 
 @pytest.mark.parametrize("kind", KINDS.replace("\n", ";").split(";"))
@@ -264,7 +315,8 @@ def test_unusable_data_is_refused_and_leaves_nothing(tmp_path, kind, tiny):
     done = sh("elite112m", "run", "nano", "--out", tmp_path / "run", "--data", source, *tiny)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith("elite112m: ") and "Traceback" not in done.stderr, done.stderr
-    assert str(source).partition(":column")[0].partition(":tokens")[0] in last or kind == "budget", last
+    named = str(source).partition(":column")[0].partition(":tokens")[0].encode("utf-8", "replace").decode().replace("?", "")
+    assert named[:len(str(tmp_path)) + 4] in last or kind == "budget", last
     assert not (tmp_path / "run").exists()
 
 
@@ -274,7 +326,9 @@ def test_unusable_tokenizers_are_refused(tmp_path, tiny):
     big.save(str(tmp_path / "big.json"))
     Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "endless.json"))
     (tmp_path / "broken.json").write_text('{"model": ')
-    for name, why in (("big.json", "65536"), ("endless.json", "<|endoftext|>"), ("broken.json", "not a tokenizer.json"), ("gone.json", "no tokenizer at")):
+    Tokenizer(models.BPE({"<|endoftext|>": 0, "a": 1, "b": 2}, [])).save(str(tmp_path / "lossy.json"))
+    far = Tokenizer(models.BPE({"<|endoftext|>": 0, "a": 60_000}, [], unk_token="a")); far.save(str(tmp_path / "far.json"))
+    for name, why in (("big.json", "65536"), ("endless.json", "<|endoftext|>"), ("lossy.json", "without a trace"), ("far.json", "60001"), ("broken.json", "not a tokenizer.json"), ("gone.json", "no tokenizer at")):
         done = sh("elite112m", "run", "nano", "--out", tmp_path / "run", *tiny, "--set", f"tokenizer.name={tmp_path / name}")
         last = done.stderr.strip().splitlines()[-1]
         assert done.returncode == 2 and last.startswith("elite112m: ") and why in last and name in last, done.stderr
