@@ -112,7 +112,8 @@ def bench_train(name:str, # preset
 def summary(runs:dict)->dict:
     "The best round of each variant, peaks, ratios and noise. Raises `InputError` if the variants did not compute the same loss."
     losses = [r["first_loss"] for rs in runs.values() for r in rs]
-    need(max(losses) - min(losses) < 1e-3*max(losses), f"the variants do not compute the same: first losses {min(losses):.4f} to {max(losses):.4f}")
+    low, high = min(losses), max(losses)
+    need(high - low < 1e-3*high, f"the variants do not compute the same: first losses {low:.4f} to {high:.4f}")
     out = {f"{v}_tok_s": max(r["tok_s"] for r in rs) for v, rs in runs.items()}
     ours = max(out[k] for k in ("ours_eager_tok_s", "ours_compiled_tok_s") if k in out)
     out["ratio"] = ours/out["transformers_eager_tok_s"]
@@ -123,7 +124,8 @@ def summary(runs:dict)->dict:
 # %% ../nbs/09a_bench.ipynb #5913fedf
 def as_text(found:dict)->str:
     "What `bench_train` found, as a table."
-    rows = [{"": v, "tok/s": f"{found[f'{v}_tok_s']:,.0f}", "peak": f"{found[f'{v}_peak_gb']:.2f} GB"} for v in VARIANTS if f"{v}_tok_s" in found]
+    rows = [{"": v, "tok/s": f"{found[f'{v}_tok_s']:,.0f}", "peak": f"{found[f'{v}_peak_gb']:.2f} GB"} for v in found["runs"]]
     warn = ", too much for the ratio to mean anything: repeat on an idle machine" if found["noise"] > .15 else ""
     best = f", {found['ratio_to_compiled']:.2f} x compiled" if "ratio_to_compiled" in found else ""
-    return f"{text_table(rows)}\nratio: ours is {found['ratio']:.2f} x transformers eager{best}\nnoise: {found['noise']:.0%}{warn}, {found['threads']} threads"
+    ratio = f"ratio: ours is {found['ratio']:.2f} x transformers eager{best}"
+    return f"{text_table(rows)}\n{ratio}\nnoise: {found['noise']:.0%}{warn}, {found['threads']} threads"

@@ -88,7 +88,8 @@ def fp8_products(device)->str:
         return f"no: needs compute capability 8.9 (RTX 40, H100 or later), this is {capability()[0]}.{capability()[1]}"
     a, one = torch.ones(16, 16, device=device).to(torch.float8_e4m3fn), torch.ones((), device=device)
     right = torch._scaled_mm(a, a.t(), scale_a=one, scale_b=one, out_dtype=torch.float32).eq(16).all()
-    return f"runs on {device.type}" + ("" if device.type == "cuda" else ", for study: there are no FP8 units") if right else "no: wrong result"
+    if not right: return "no: wrong result"
+    return f"runs on {device.type}" + ("" if device.type == "cuda" else ", for study: there are no FP8 units")
 
 # %% ../nbs/14a_doctor.ipynb #bbe3cc67
 def auto_precision(device)->str:
@@ -96,7 +97,8 @@ def auto_precision(device)->str:
     chosen = pick_precision("auto", device)
     if device.type != "cpu": return f"{chosen} on {device.type}"
     if chosen == "bf16": return "bf16 on cpu: its BF16 units are faster"
-    return "fp32 on cpu: " + ("bf16 has hardware here, compare --set pretrain.precision=bf16" if cpu_bf16().startswith("in") else "bf16 would be emulated")
+    if cpu_bf16().startswith("in"): return "fp32 on cpu; bf16 has hardware here, compare --set pretrain.precision=bf16"
+    return "fp32 on cpu: bf16 would be emulated"
 
 # %% ../nbs/14a_doctor.ipynb #8490584f
 def attention_backends(device)->str:
@@ -145,14 +147,15 @@ def _machine()->dict:
 
 def _software()->dict:
     return {"elite112m": version("elite112m"), "python": platform.python_version(), "system": platform.platform(),
-            "processor": torch.cpu.get_capabilities().get("cpu_name", "") + f" {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+            "processor": f"{torch.cpu.get_capabilities().get('cpu_name', '')} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
             "torch": f"{torch.__version__}, built for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'CPU'}",
             "transformers": version("transformers"), "tokenizers": version("tokenizers")}
 
 # %% ../nbs/14a_doctor.ipynb #16587e34
 def _precision(device)->dict:
     te, has = version("transformer-engine"), capability() if torch.cuda.is_available() else None
-    found = {"auto": ask(lambda: auto_precision(device)), "bf16 on the CPU": ask(cpu_bf16), "fp8 products": ask(lambda: fp8_products(device)),
+    found = {"auto": ask(lambda: auto_precision(device)), "bf16 on the CPU": ask(cpu_bf16),
+             "fp8 products": ask(lambda: fp8_products(device)),
              "TransformerEngine": te if te != "not installed" or has is None else "not installed; pip install 'elite112m[gpu]'"}
     return found | {f"  {r}": recipe_answer(r, has) for r in LEAST}
 
