@@ -151,17 +151,21 @@ class CausalLM(nn.Module):
         return linear_loss(hidden, head, labels), (labels != -100).sum()
 
     @classmethod
+    def from_tensors(cls, config, tensors, where): # where they are from, for messages
+        "A model with these weights, in evaluation mode. Raises `InputError` for missing, unknown or misshapen ones."
+        with torch.device("meta"): model = cls(config)
+        want = {n: t.shape for n, t in model.state_dict().items()}
+        bad = sorted(n for n in want.keys() | tensors.keys() if n not in tensors or n not in want or tensors[n].shape != want[n])
+        need(not bad, f"the weights in {where} do not fit its config: {', '.join(bad[:3])}")
+        model.load_state_dict(tensors, assign=True)
+        return model.requires_grad_(True).eval()
+
+    @classmethod
     def from_pretrained(cls, path, # a model folder, a GGUF file, or `smollm2-135m-instruct`
         device="cpu",
     ):
         "The model at `path`, in FP32, in evaluation mode. Raises `InputError` for what is missing, damaged or of another architecture."
-        config, tensors = open_weights(path)
-        with torch.device("meta"): model = cls(config)
-        want = {n: t.shape for n, t in model.state_dict().items()}
-        bad = sorted(n for n in want.keys() | tensors.keys() if n not in tensors or n not in want or tensors[n].shape != want[n])
-        need(not bad, f"the weights in {path} do not fit its config: {', '.join(bad[:3])}")
-        model.load_state_dict(tensors, assign=True)
-        return model.requires_grad_(True).to(device).eval()
+        return cls.from_tensors(*open_weights(path), path).to(device)
 
 # %% ../nbs/05_model.ipynb #51c14501
 def hf_config(c:ModelConfig, dtype="float32")->dict:
