@@ -101,11 +101,12 @@ _HELP = {"prepare": "Turn text into a vocabulary and token shards.", "pretrain":
          "export": "Write the fine-tuned model as a Hugging Face folder."}
 
 def _stage_command(stage):
-    @cli.command(stage, help=_HELP[stage], epilog=f"Example: elite112m {stage} --run runs/nano")
     @click.option("--run", "path", required=True, metavar="DIR", help="Run folder.", shell_complete=_complete(_runs))
     @click.option("--preset", "name", help="Preset, for a new run folder.", shell_complete=_complete(lambda: list(PRESETS)))
     @stage_options
-    def command(path, name, data, sft_data, sets, device, force): _do(path, name, _settings(sets, data, sft_data), [stage], force, device)
+    def command(path, name, data, sft_data, sets, device, force, to=None): _do(path, name, _settings(sets, data, sft_data), [stage], force, device)
+    to = click.option("--to", type=click.Choice(["hf"]), default="hf", show_default=True, help="Format to write: hf is a Hugging Face folder.")
+    cli.command(stage, help=_HELP[stage], epilog=f"Example: elite112m {stage} --run runs/nano")(to(command) if stage == "export" else command)
 
 for stage in STAGES: _stage_command(stage)
 
