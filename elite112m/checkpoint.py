@@ -10,12 +10,12 @@ import hashlib, shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from .config import InputError, need
-from .model import CausalLM, hf_config, read_config
+from .config import InputError
+from .model import CausalLM, hf_config
 from .stage import atomic, read_json, write_json
+from .weights import read_safetensors
 
 # %% ../nbs/07_checkpoint.ipynb #c86d797d
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -27,22 +27,9 @@ def save_model(model, folder, dtype="fp32"):
     write_json(Path(folder)/"config.json", hf_config(model.config, str(DTYPES[dtype]).removeprefix("torch.")))
 
 # %% ../nbs/07_checkpoint.ipynb #c8787167
-def _tensors(path):
-    try: return load_file(path)
-    except FileNotFoundError: raise InputError(f"no weights at {path}") from None
-    except (SafetensorError, OSError) as e: raise InputError(f"{path} is damaged or not safetensors: {str(e)[:80]}") from None
-
-def load_model(folder, device="cpu")->CausalLM:
-    "The model in `folder`, in FP32, ready to generate. Raises `InputError` where files are missing, damaged or of another shape."
-    folder = Path(folder)
-    config, tensors = read_config(folder/"config.json"), _tensors(folder/"model.safetensors")
-    with torch.device("meta"): model = CausalLM(config)
-    tensors = {n: t.float() for n, t in tensors.items() if n != "lm_head.weight"}  # the head is the embedding
-    want = {n: t.shape for n, t in model.state_dict().items()}
-    bad = sorted(n for n in want.keys() | tensors.keys() if n not in tensors or n not in want or tensors[n].shape != want[n])
-    need(not bad, f"{folder/'model.safetensors'} does not fit its config.json: {', '.join(bad[:3])}")
-    model.load_state_dict(tensors, assign=True)
-    return model.requires_grad_(True).to(device).eval()
+def load_model(path, device="cpu")->CausalLM:
+    "The model in a folder or GGUF file, in FP32, ready to generate. Raises `InputError` where files are missing, damaged or of another shape."
+    return CausalLM.from_pretrained(path, device)
 
 # %% ../nbs/07_checkpoint.ipynb #ca3fdba9
 def _flat(optimizers):
@@ -86,8 +73,8 @@ def latest(folder, warn=print)->Path|None:
 # %% ../nbs/07_checkpoint.ipynb #1b88d8ce
 def load_checkpoint(path, model, optimizers)->int:
     "Put a checkpoint's state into `model`, `optimizers` and the random number generator; returns the steps done."
-    model.load_state_dict(_tensors(path/"model.safetensors"))
-    tensors = _tensors(path/"optimizer.safetensors")
+    model.load_state_dict(read_safetensors(path/"model.safetensors"))
+    tensors = read_safetensors(path/"optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng"))
     states = [{} for _ in optimizers]
     for name, t in tensors.items():

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'Pairs', 'stage_options', 'Group', 'cli', 'run', 'presets', 'status', 'report', 'doctor', 'bench',
-           'bench_train', 'tokenizer', 'fetch', 'train', 'show', 'verify', 'exercises', 'chat', 'main']
+           'bench_train', 'tokenizer', 'fetch', 'train', 'show', 'verify', 'exercises', 'chat', 'import_original',
+           'main']
 
 # %% ../nbs/15_cli.ipynb #56fb7066
 import errno, json, os, sys
@@ -97,11 +98,12 @@ _HELP = {"prepare": "Turn text into a vocabulary and token shards.", "pretrain":
          "export": "Write the fine-tuned model as a Hugging Face folder."}
 
 def _stage_command(stage):
-    @cli.command(stage, help=_HELP[stage], epilog=f"Example: elite112m {stage} --run runs/nano")
     @click.option("--run", "path", required=True, metavar="DIR", help="Run folder.", shell_complete=_complete(_runs))
     @click.option("--preset", "name", help="Preset, for a new run folder.", shell_complete=_complete(lambda: list(PRESETS)))
     @stage_options
-    def command(path, name, data, sft_data, sets, device, force): _do(path, name, _settings(sets, data, sft_data), [stage], force, device)
+    def command(path, name, data, sft_data, sets, device, force, to=None): _do(path, name, _settings(sets, data, sft_data), [stage], force, device)
+    to = click.option("--to", type=click.Choice(["hf"]), default="hf", show_default=True, help="Format to write: hf is a Hugging Face folder.")
+    cli.command(stage, help=_HELP[stage], epilog=f"Example: elite112m {stage} --run runs/nano")(to(command) if stage == "export" else command)
 
 for stage in STAGES: _stage_command(stage)
 
@@ -226,7 +228,7 @@ def exercises(out, n, seed):
 
 # %% ../nbs/15_cli.ipynb #030ead74
 @cli.command(epilog='Example: elite112m chat --model runs/nano --input "What is the capital of France?"')
-@click.option("--model", required=True, metavar="DIR", help="Run folder, or any folder with weights and tokenizer.", shell_complete=_complete(_runs))
+@click.option("--model", required=True, metavar="DIR", help="Run folder, any folder with weights and tokenizer, a GGUF file, or smollm2-135m-instruct.", shell_complete=_complete(_runs))
 @click.option("--input", "text", help="Ask this, print the answer, and end.")
 @click.option("--system", help="A system message before the conversation.")
 @click.option("--temperature", default=0.0, type=click.FloatRange(0), show_default=True, help="0 is greedy.")
@@ -252,6 +254,16 @@ def _ask():
     "A line from the terminal; empty at its end."
     try: return input("User: ").strip()
     except EOFError: click.echo(); return ""
+
+# %% ../nbs/15_cli.ipynb #a77a6c83
+@cli.command("import-original", epilog="Example: elite112m import-original best.pt --out models/original")
+@click.argument("path", metavar="CKPT.pt", type=click.Path())
+@click.option("--out", required=True, metavar="DIR", help="Model folder to write.")
+def import_original(path, out):
+    "Turn a checkpoint of the original Elite-112M project into a model folder."
+    from elite112m.original import import_original as convert
+    model = convert(path, out)
+    click.echo(f"{out}: {model.config.n_params:,} parameters, {model.config.n_layers} layers; try: elite112m chat --model {out}")
 
 # %% ../nbs/15_cli.ipynb #ae5d8db4
 def main(args=None):

@@ -10,6 +10,7 @@ import math, shutil, signal, threading, time
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .checkpoint import latest, load_checkpoint, save_checkpoint, save_model
@@ -24,7 +25,7 @@ from .tracking import Metrics
 # %% ../nbs/09_pretrain.ipynb #a35ed118
 def accumulate(forward, micro_batches, device, precision)->torch.Tensor:
     "Backward through all micro-batches of a step; returns the mean loss per target, on the device."
-    n = max(sum(int((labels != -100).sum()) for _, labels, _ in micro_batches), 1)
+    n = max(sum(np.count_nonzero(np.asarray(labels) != -100) for _, labels, _ in micro_batches), 1)
     total = torch.zeros((), device=device)
     for batch in micro_batches:
         ids, labels, docs = (None if t is None else torch.as_tensor(t).to(device, non_blocking=True) for t in batch)
@@ -41,7 +42,7 @@ def validate(forward, batches, device, precision)->float:
     for batch in batches:
         ids, labels, docs = (None if t is None else torch.as_tensor(t).to(device) for t in batch)
         with autocast(precision, device): loss, _ = forward(ids, labels=labels, doc_ids=docs)
-        total, n = total + loss, n + int((torch.as_tensor(batch[1]) != -100).sum())
+        total, n = total + loss, n + np.count_nonzero(np.asarray(batch[1]) != -100)
     return (total/max(n, 1)).item()
 
 # %% ../nbs/09_pretrain.ipynb #9677bd9a

@@ -1,0 +1,60 @@
+"Models of others, as a user meets them: by name, by file, judged by llama.cpp and transformers."
+import json
+import urllib.request
+
+import torch
+
+from conftest import sh
+
+
+def test_smollm2_continues_as_llama_cpp_does():
+    "The same file, read by us (dequantised, FP32) and by llama.cpp (quantised arithmetic): our reading of the format is not only our own."
+    import xllamacpp
+    from elite112m.generate import generate
+    from elite112m.model import CausalLM
+    from elite112m.tokenizer import fetch_smollm2, load_tokenizer
+    path = fetch_smollm2()
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.port = str(path), 256, 1, False, 0
+    server = xllamacpp.Server(params)
+
+    def theirs(text, n):
+        body = json.dumps({"prompt": text, "n_predict": n, "temperature": 0, "cache_prompt": False}).encode()
+        request = urllib.request.Request(server.listening_address + "/completion", body, {"Content-Type": "application/json"})
+        return json.load(urllib.request.urlopen(request, timeout=200))["content"]
+
+    model, tok = CausalLM.from_pretrained("smollm2-135m-instruct"), load_tokenizer(path)
+    prompt = "The capital of France is"
+    ours = tok.decode(generate(model, [tok.encode(prompt)], 2)[0])  # later tokens are near ties, which quantised activations decide otherwise
+    assert ours == theirs(prompt, 2) == " Paris."
+
+
+def test_chat_by_name():
+    done = sh("elite112m", "chat", "--model", "smollm2-135m-instruct", "--input", "What is the capital of France?", "--max-new-tokens", "16", "--device", "cpu")
+    assert done.returncode == 0 and "Paris" in done.stdout and "<|im" not in done.stdout, (done.stdout, done.stderr)
+
+
+def test_import_original_then_transformers(tmp_path):
+    "A checkpoint in the original's layout becomes a folder that transformers opens, with our logits."
+    from transformers import AutoModelForCausalLM
+    from elite112m.model import CausalLM
+    d, kv, ff, vocab = 128, 64, 96, 300
+    shapes = {"ln_1": (d,), "ln_2": (d,), "attn.q_proj": (d, d), "attn.k_proj": (kv, d), "attn.v_proj": (kv, d), "attn.o_proj": (d, d),
+              "ffn.gate_proj": (ff, d), "ffn.up_proj": (ff, d), "ffn.down_proj": (d, ff)}
+    state = {f"transformer.h.{i}.{n}.weight": torch.randn(s) * .1 for i in range(2) for n, s in shapes.items()}
+    state |= {"transformer.wte.weight": torch.randn(vocab, d), "transformer.ln_f.weight": torch.ones(d)}
+    torch.save({"model": state | {"lm_head.weight": state["transformer.wte.weight"]}, "iter_num": 1}, tmp_path / "a.pt")
+    done = sh("elite112m", "import-original", tmp_path / "a.pt", "--out", tmp_path / "m")
+    assert done.returncode == 0 and "2 layers" in done.stdout, done.stderr
+    ids = torch.randint(0, vocab, (1, 30))
+    with torch.no_grad(): a, b = CausalLM.from_pretrained(tmp_path / "m")(ids), AutoModelForCausalLM.from_pretrained(tmp_path / "m")(ids).logits
+    assert (a - b).abs().max() < 1e-4
+    torch.save({"model": {**state, "transformer.h.0.attn.q_proj.bias": torch.ones(d)}}, tmp_path / "b.pt")
+    done = sh("elite112m", "import-original", tmp_path / "b.pt", "--out", tmp_path / "n")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "q_proj.bias" in done.stderr
+    assert not (tmp_path / "n").exists()
+
+
+def test_export_names_its_formats(tmp_path):
+    done = sh("elite112m", "export", "--run", tmp_path / "r", "--to", "zip")
+    assert done.returncode == 2 and "hf" in done.stderr and done.stderr.count("\n") == 1
