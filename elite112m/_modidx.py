@@ -168,6 +168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'elite112m/conversations.py')},
             'elite112m.cost': { 'elite112m.cost.activation_bytes': ('cost.html#activation_bytes', 'elite112m/cost.py'),
                                 'elite112m.cost.flops_per_token': ('cost.html#flops_per_token', 'elite112m/cost.py'),
+                                'elite112m.cost.head_bytes': ('cost.html#head_bytes', 'elite112m/cost.py'),
                                 'elite112m.cost.memory_estimate': ('cost.html#memory_estimate', 'elite112m/cost.py'),
                                 'elite112m.cost.presets_table': ('cost.html#presets_table', 'elite112m/cost.py'),
                                 'elite112m.cost.step_tokens': ('cost.html#step_tokens', 'elite112m/cost.py')},
