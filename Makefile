@@ -6,12 +6,13 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup run test lab clean
+.PHONY: setup run test test-te lab clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run    the nano preset, from raw text to a model you can chat with, in runs/nano"
 	@echo "make test   every check"
+	@echo "make test-te  the TransformerEngine backend against its real Python, kernels emulated, in .venv-te (no GPU needed)"
 	@echo "make lab    JupyterLab on the notebooks"
 	@echo "make setup  only install, into .venv"
 
@@ -30,8 +31,24 @@ run: setup
 test: setup
 	$(BIN)/python -m pytest tests -n 2
 
+# TransformerEngine without its compiled parts: its wheel of shared libraries (276 MB) is unpacked without them.
+TE := 2.20.2
+TE_PIP := .venv-te/bin/python -m pip --disable-pip-version-check
+test-te: .venv-te/installed
+	OMP_NUM_THREADS=2 PYTHONPATH=. .venv-te/bin/python -m pytest tests/te_cpu/check_te.py
+
+.venv-te/installed: tests/te_cpu/requirements.txt constraints.txt
+	test -x .venv-te/bin/python || $(PYTHON) -m venv .venv-te
+	$(if $(TORCH_INDEX),$(TE_PIP) install --quiet -c constraints.txt torch --index-url $(TORCH_INDEX))
+	$(TE_PIP) install --quiet -c constraints.txt -r tests/te_cpu/requirements.txt
+	$(TE_PIP) install --quiet --no-deps transformer_engine==$(TE)
+	$(TE_PIP) download --quiet --no-deps -d .venv-te/wheel transformer_engine_cu13==$(TE)
+	.venv-te/bin/python tests/te_cpu/unpack.py .venv-te/wheel/*.whl
+	rm -rf .venv-te/wheel
+	@touch $@
+
 lab: setup
 	$(BIN)/jupyter lab --notebook-dir=nbs --ip=127.0.0.1
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-te build *.egg-info

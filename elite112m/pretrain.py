@@ -13,35 +13,40 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .checkpoint import latest, load_checkpoint, save_checkpoint, save_model
-from .fp8 import autocast, pick_device, pick_precision, use_fp8
+from .checkpoint import latest, load_checkpoint, load_fp8, save_checkpoint, save_model
+from .fp8 import autocast, pick_device, pick_precision
 from .model import CausalLM
+from .native import OFF
 from .optim import lr_factor, make_optimizers, set_lr
 from .shards import Batches, prefetch
 from .stage import progress, say
+from .te import TE, make_fp8
 from .tokenizer import load_tokenizer
 from .tracking import Metrics
 
 # %% ../nbs/09_pretrain.ipynb #a35ed118
-def accumulate(forward, micro_batches, device, precision)->torch.Tensor:
+def accumulate(forward, micro_batches, device, precision,
+    fp8=OFF, # an FP8 backend, told when a forward and a backward pass are over
+)->torch.Tensor:
     "Backward through all micro-batches of a step; returns the mean loss per target, on the device."
     n = max(sum(np.count_nonzero(np.asarray(labels) != -100) for _, labels, _ in micro_batches), 1)
     total = torch.zeros((), device=device)
     for batch in micro_batches:
         ids, labels, docs = (None if t is None else torch.as_tensor(t).to(device, non_blocking=True) for t in batch)
-        with autocast(precision, device): loss, _ = forward(ids, labels=labels, doc_ids=docs)
+        with autocast(precision, device), fp8.forward(): loss, _ = forward(ids, labels=labels, doc_ids=docs)
         (loss/n).backward()
+        fp8.backward_done()
         total += loss.detach()
     return total/n
 
 # %% ../nbs/09_pretrain.ipynb #8a4ea7eb
 @torch.no_grad()
-def validate(forward, batches, device, precision)->float:
+def validate(forward, batches, device, precision, fp8=OFF)->float:
     "Mean loss per target over `batches`, a sequence of micro-batches."
     total, n = torch.zeros((), device=device), 0
     for batch in batches:
         ids, labels, docs = (None if t is None else torch.as_tensor(t).to(device) for t in batch)
-        with autocast(precision, device): loss, _ = forward(ids, labels=labels, doc_ids=docs)
+        with autocast(precision, device), fp8.forward(): loss, _ = forward(ids, labels=labels, doc_ids=docs)
         total, n = total + loss, n + np.count_nonzero(np.asarray(batch[1]) != -100)
     return (total/max(n, 1)).item()
 
@@ -60,34 +65,39 @@ def stop_flag():
         for s, handler in old.items(): signal.signal(s, handler)
 
 # %% ../nbs/09_pretrain.ipynb #2596a954
-def maybe_compile(model, wanted:bool):
+def maybe_compile(model, wanted:bool, fp8=OFF):
     "Compile `model` up to the hidden states, in place, if `wanted` and this machine can; parameters keep their names."
     if not wanted: return
     if model.device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
         say("pretrain: no C++ compiler found, so torch.compile is left out (eager mode, slower)")
+        return
+    if isinstance(fp8, TE):
+        say("pretrain: torch.compile is left out around TransformerEngine's layers; pretrain.fp8_backend=native has both")
         return
     model.model.compile()
 
 # %% ../nbs/09_pretrain.ipynb #89d4aea2
 class Trainer:
     "Everything that changes while a model is trained, and the loop that changes it."
-    def __init__(self, model, cfg, folder, device, precision="fp32", what="pretrain"):
+    def __init__(self, model, cfg, folder, device, precision="fp32", what="pretrain", numbers=None):
         self.model, self.cfg, self.folder, self.device, self.precision, self.what = model.to(device), cfg, Path(folder), device, precision, what
-        if precision == "fp8": use_fp8(model)
+        self.fp8 = make_fp8(model, numbers or cfg, device) if precision == "fp8" else OFF
         self.opts, self.step = make_optimizers(model, cfg), 0
         if saved := latest(self.folder/"checkpoints", say):
             self.step = load_checkpoint(saved, model, self.opts)
+            self.fp8.restore(load_fp8(saved))
             say(f"{what}: continues at step {self.step}")
         self.metrics = Metrics(self.folder/"metrics.jsonl", self.step)
-        maybe_compile(model, getattr(cfg, "compile", False))
+        maybe_compile(model, getattr(cfg, "compile", False), self.fp8)
 
-    def save(self): save_checkpoint(self.folder/"checkpoints", self.model, self.opts, self.step)
+    def save(self): save_checkpoint(self.folder/"checkpoints", self.model, self.opts, self.step, fp8=self.fp8.tensors())
 
     def update(self, micro_batches, steps):
         "One optimizer step: mean loss and gradient norm, still on the device."
         set_lr(self.opts, lr_factor(self.step, steps, self.cfg))
         self.model.train()
-        loss = accumulate(self.model, micro_batches, self.device, self.precision)
+        self.fp8.begin(self.step)
+        loss = accumulate(self.model, micro_batches, self.device, self.precision, self.fp8)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip)
         for opt in self.opts: opt.step(); opt.zero_grad()
         self.step += 1
@@ -95,7 +105,8 @@ class Trainer:
 
     def evaluate(self, batches)->float:
         self.model.eval()
-        loss = validate(self.model, batches, self.device, self.precision)
+        self.fp8.begin(self.step)
+        loss = validate(self.model, batches, self.device, self.precision, self.fp8)
         self.metrics.log(self.step, val_loss=loss)
         return loss
 
@@ -146,7 +157,7 @@ def pretrain(job, device="auto"):
     t = Trainer(CausalLM(p.model), cfg, job.folder, device, precision)
     step_tokens = data.size*p.model.context
     say(f"pretrain: {p.model.n_params:,} parameters, {cfg.steps} steps of {step_tokens:,} tokens "
-        f"({cfg.steps*step_tokens/data.tokens:.1f} epochs), {precision} on {device}")
+        f"({cfg.steps*step_tokens/data.tokens:.1f} epochs), {precision}{t.fp8.told} on {device}")
 
     def batch(step):
         parts = data[step]

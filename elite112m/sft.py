@@ -76,7 +76,7 @@ def sft(job, device="auto"):
     steps = max(math.ceil(cfg.epochs*len(x)/cfg.batch_size), 1)
     say(f"sft: {steps} steps")
     torch.manual_seed(cfg.seed)
-    t = Trainer(model, cfg, job.folder, device, pick_precision(p.pretrain.precision, device), "sft")
+    t = Trainer(model, cfg, job.folder, device, pick_precision(p.pretrain.precision, device), "sft", p.pretrain)
     loss = fit(t, packed_batches(x, y, docs, cfg.batch_size, cfg.seed), held_out, steps, cfg.batch_size*context)
     save_model(t.model, job.folder)
     tok.save(job.folder)
