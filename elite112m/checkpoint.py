@@ -59,7 +59,7 @@ def save_checkpoint(folder, # the checkpoints' common folder
 # %% ../nbs/07_checkpoint.ipynb #9a549afd
 def load_fp8(path)->dict:
     "The FP8 state of a checkpoint, by name; empty where it has none."
-    return _tensors(path/"fp8.safetensors") if (path/"fp8.safetensors").exists() else {}
+    return read_safetensors(path/"fp8.safetensors") if (path/"fp8.safetensors").exists() else {}
 
 # %% ../nbs/07_checkpoint.ipynb #8961bfd3
 def verify(path)->str|None:
