@@ -6,8 +6,8 @@
 __all__ = ['FORMS', 'HELD', 'KINDS', 'form_of', 'messages_of', 'conversations', 'chosen', 'check_conversations', 'fitted']
 
 # %% ../nbs/02h_conversations.ipynb #efac9601
-import hashlib
 from collections import Counter
+from itertools import islice
 
 import pyarrow as pa
 
@@ -16,9 +16,9 @@ from .builtin import conversation
 from .chat import check_messages, prompt_text, render
 from .config import InputError, need
 from .curriculum_export import mixture
-from .flow import held_out
+from .flow import held_out, text_digest
 from .provenance import Source, parse_source
-from .sources import files_of, hub_rows, json_rows, kind_of, open_parquet
+from .sources import damaged, files_of, hub_rows, in_proportion, json_rows, kind_of, open_parquet
 
 # %% ../nbs/02h_conversations.ipynb #d160d9d2
 FORMS = {"messages": ("messages",), "Alpaca": ("instruction", "output"), "Dolly": ("instruction", "response"), "GSM8K": ("question", "answer")}
@@ -81,7 +81,7 @@ def _table(path, faults):
         for batch in open_parquet(path).iter_batches(batch_size=256):
             try: yield from batch.to_pylist()
             except UnicodeDecodeError: yield from (_row(batch.slice(i, 1), faults) for i in range(len(batch)))
-    except (pa.ArrowException, OSError) as e: raise InputError(f"{path} is damaged: {str(e).splitlines()[0][:100]}") from None
+    except (pa.ArrowException, OSError) as e: raise damaged(path, e) from None
 
 def _row(batch, faults):
     try: return batch.to_pylist()[0]
@@ -106,19 +106,13 @@ def conversations(source:Source, split:str, # "train" or "val"
     if own: yield from map(conversation, own(split, seed)); return
     for row, where in _rows(source, faults):
         if not (messages := messages_of(row, where, faults)): continue
-        if held_out(hashlib.blake2b(prompt_text(messages).encode("utf-8", "replace"), digest_size=16).digest(), HELD) == (split == "val"): yield messages
+        if held_out(text_digest(prompt_text(messages).encode()), HELD) == (split == "val"): yield messages
 
 # %% ../nbs/02h_conversations.ipynb #15bd4309
 def chosen(specs, split:str, n:int, seed:int, faults:Counter=None):
     "At most `n` conversations of the sources, in the proportion of their weights."
     faults = Counter() if faults is None else faults
-    streams = [[0, s.weight, conversations(s, split, seed, faults)] for s in map(parse_source, specs)]
-    while n and streams:
-        entry = min(streams, key=lambda e: e[0]/e[1])
-        messages = next(entry[2], None)
-        if messages is None: streams.remove(entry); continue
-        entry[0] += 1; n -= 1
-        yield messages
+    yield from islice(in_proportion([(s.weight, conversations(s, split, seed, faults)) for s in map(parse_source, specs)]), n)
 
 def check_conversations(specs):
     "Raise `InputError` unless every source yields a conversation, and one of them one for validation."

@@ -6,15 +6,15 @@
 __all__ = ['add_taught', 'sample', 'make_tokenizer', 'prepare']
 
 # %% ../nbs/03_data.ipynb #888bf033
-import shutil, sqlite3, time
+import shutil, sqlite3
 from dataclasses import replace
 
 from .builtin import taught
 from .config import InputError, need
-from .flow import Hands, Lane, Ledger, Merge, SAVE_EVERY
+from .flow import Hands, Lane, Ledger, Merge
 from .provenance import parse_source
 from .shards import FORMAT, SplitWriter, sealed, verify
-from .sources import Reader, check_sources, documents, pinned, reader
+from .sources import Reader, check_sources, documents, in_proportion, pinned, reader
 from .stage import CANNOT_WRITE, progress, say, write_json
 from .tokenizer import Tokenizer, load_tokenizer, spells_everything, train_tokenizer
 
@@ -27,20 +27,15 @@ def add_taught(merge:Merge, lane:Lane, split:str):
         doc = lane.next()
         if c.get(split, {}).get("tokens", 0) + len(doc[0])//2 > room: lane.state["done"] = True; break
         merge.add(lane, doc, room)
-        if split == "train": merge.bar.update(len(doc[0])//2)
-        if time.monotonic() - merge.ledger.last > SAVE_EVERY: merge.save()
     merge.save()
 
 # %% ../nbs/03_data.ipynb #0da830e0
 def sample(specs, characters:int)->list[str]:
     "About so many characters of the sources, in the proportion of their weights."
-    streams = [[0, s, documents(s.spec)] for s in map(parse_source, specs)]
-    texts, share = [], lambda entry: entry[0]/entry[1].weight
-    while streams and sum(e[0] for e in streams) < characters:
-        entry = min(streams, key=share)
-        text = next(entry[2], None)
-        if text is None: streams.remove(entry); characters -= entry[0]; continue
-        texts.append(text); entry[0] += len(text)
+    texts = []
+    for text in in_proportion([(s.weight, documents(s.spec)) for s in map(parse_source, specs)], len):
+        texts.append(text)
+        if (characters := characters - len(text)) <= 0: break
     return texts
 
 # %% ../nbs/03_data.ipynb #487007cc
@@ -86,7 +81,7 @@ def _flow(job, tok, ledger, hands):
     lanes = _lanes(cfg, hands, old.get("lanes", {}))
     if old: say(f"prepare: continues behind {sum(w.documents for w in splits.values()):,} documents")
     with progress(cfg.tokens, "prepare", "tok", sum(l.tokens for l in lanes)) as bar:
-        merge = Merge(job.folder, cfg, tok.eot, ledger, splits, lanes, bar)
+        merge = Merge(cfg, tok.eot, ledger, splits, lanes, bar)
         merge.fill([l for l in lanes if not l.split], int(cfg.tokens*(1 - cfg.curriculum)))
         for l in lanes:
             if l.split: add_taught(merge, l, l.split)

