@@ -12,7 +12,8 @@ from dataclasses import asdict
 
 import torch
 
-from .config import ModelConfig, need, preset
+from .config import ModelConfig, need
+from .presets import preset
 from .meter import rss
 from .model import CausalLM, hf_config
 from .pretrain import maybe_compile

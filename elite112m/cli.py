@@ -13,7 +13,8 @@ from pathlib import Path
 
 import click
 
-from .config import InputError, PRESETS, SECTIONS, preset, to_dict
+from .config import InputError, SECTIONS
+from .presets import PRESETS, preset, to_dict
 from .cost import presets_table
 from .provenance import absolute
 from .stage import CANNOT_WRITE, Run, STAGES, text_table, write_json

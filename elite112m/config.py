@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_CONTEXT', 'MAX_VOCAB', 'SECTIONS', 'PRECISIONS', 'FP8_BACKENDS', 'FP8_RECIPES', 'OPTIMIZERS', 'PACKINGS',
-           'PRESETS', 'TINY', 'InputError', 'need', 'ModelConfig', 'check_model', 'TokenizerConfig', 'DataConfig',
-           'PretrainConfig', 'SFTConfig', 'EvaluateConfig', 'ExportConfig', 'Preset', 'check_preset', 'check_fp8',
-           'preset', 'did_you_mean', 'override', 'to_dict', 'from_dict']
+           'InputError', 'need', 'did_you_mean', 'ModelConfig', 'check_model', 'TokenizerConfig', 'DataConfig',
+           'TrainConfig', 'PretrainConfig', 'SFTConfig', 'EvaluateConfig', 'ExportConfig', 'Preset', 'check_preset',
+           'check_fp8']
 
 # %% ../nbs/00_config.ipynb #f3fe2811
-import dataclasses
 import difflib
-import typing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 # %% ../nbs/00_config.ipynb #b711c6e6
 class InputError(ValueError):
@@ -21,6 +19,12 @@ class InputError(ValueError):
 def need(ok, message:str):
     "Raise `InputError(message)` unless `ok`."
     if not ok: raise InputError(message)
+
+# %% ../nbs/00_config.ipynb #08d7e399
+def did_you_mean(word:str, known)->str:
+    "A hint such as `; did you mean 'nano'?`, or nothing."
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 # %% ../nbs/00_config.ipynb #bbfd7a4d
 @dataclass(frozen=True)
@@ -84,15 +88,12 @@ class DataConfig:
     workers:int = 0             # tokenising processes, 0 for one a core; the result does not depend on it
     seed:int = 1                # decides the curriculum's examples
 
-# %% ../nbs/00_config.ipynb #fd09a5c9
+# %% ../nbs/00_config.ipynb #545727f2
 @dataclass(frozen=True)
-class PretrainConfig:
-    "The pretraining loop."
-    steps:int = 400             # optimizer steps
+class TrainConfig:
+    "What pretraining and fine-tuning have in common."
     batch_size:int = 8          # sequences a micro-batch
     accumulation:int = 1        # micro-batches a step
-    packing:str = "stream"      # stream: windows cut anywhere; documents: windows that begin with a document
-    doc_mask:bool = False       # whether a token sees only its own document
     optimizer:str = "muon"      # muon (AdamW for embedding and gains) or adamw (for everything)
     lr:float = 3e-3             # AdamW's peak learning rate
     min_lr:float = 0.0          # AdamW's learning rate at the end; Muon's falls by the same factor
@@ -102,39 +103,38 @@ class PretrainConfig:
     beta2:float = 0.95          # AdamW's second-moment decay (the first is 0.9)
     weight_decay:float = 0.1    # on matrices only
     clip:float = 1.0            # largest gradient norm
+    eval_every:int = 50         # steps between validation losses
+    log_every:int = 10          # steps between metrics
+    checkpoint_every:int = 200  # steps between checkpoints
+    seed:int = 1                # decides initial weights and the order of the data
+
+# %% ../nbs/00_config.ipynb #a7878e78
+@dataclass(frozen=True)
+class PretrainConfig(TrainConfig):
+    "The pretraining loop."
+    steps:int = 400             # optimizer steps
+    packing:str = "stream"      # stream: windows cut anywhere; documents: windows that begin with a document
+    doc_mask:bool = False       # whether a token sees only its own document
     precision:str = "auto"      # auto, fp32, bf16 or fp8
     fp8_backend:str = "auto"    # native, te (TransformerEngine), or auto: te where it is installed and there is a GPU
     fp8_recipe:str = "delayed"  # delayed or current scaling
     fp8_history:int = 16        # amaxes remembered a tensor, for delayed scaling
     fp8_warmup_steps:int = 100  # steps in BF16 (on a CPU: FP32) before FP8
     compile:bool = False        # torch.compile; needs a C++ compiler on a CPU
-    eval_every:int = 50         # steps between validation losses
     eval_batches:int = 8        # micro-batches a validation
-    log_every:int = 10          # steps between metrics
-    checkpoint_every:int = 200  # steps between checkpoints
-    seed:int = 1                # decides initial weights and the order of the data
 
-# %% ../nbs/00_config.ipynb #f1c619fa
+# %% ../nbs/00_config.ipynb #63d6fd8c
 @dataclass(frozen=True)
-class SFTConfig:
+class SFTConfig(TrainConfig):
     "Supervised fine-tuning on conversations."
     sources:tuple[str, ...] = ("curriculum",) # "curriculum", "mixture", or files of conversations, see 02h_conversations
     examples:int = 12_000       # conversations at most, all sources together
     epochs:float = 1.0          # passes over them
-    batch_size:int = 8          # packed sequences a step
-    optimizer:str = "muon"      # muon or adamw, as in pretraining
-    lr:float = 1e-3             # AdamW's peak learning rate
-    min_lr:float = 0.0          # AdamW's learning rate at the end; Muon's falls by the same factor
-    muon_lr:float = 0.01        # Muon's peak learning rate
-    warmup_steps:int = 10       # steps of linear warm-up
-    decay_fraction:float = 0.9  # share of the steps over which the rate falls, at the end
-    beta2:float = 0.95          # AdamW's second-moment decay
-    weight_decay:float = 0.0    # on matrices only
-    clip:float = 1.0            # largest gradient norm
-    eval_every:int = 50         # steps between validation losses
-    log_every:int = 10          # steps between metrics
-    checkpoint_every:int = 200  # steps between checkpoints
-    seed:int = 1                # decides the examples and their order
+    lr:float = 1e-3             # lower than in pretraining: the model is not to forget
+    muon_lr:float = 0.01        # likewise
+    warmup_steps:int = 10       # shorter, as the run is
+    decay_fraction:float = 0.9  # nearly all of it
+    weight_decay:float = 0.0    # none
 
 # %% ../nbs/00_config.ipynb #8939525b
 @dataclass(frozen=True)
@@ -205,95 +205,3 @@ def check_fp8(m):
     for name, n in (("d_model", m.d_model), ("d_ff", m.d_ff), ("context", m.context)):
         need(n % 16 == 0, f"model.{name}={n} is not a multiple of 16, which pretrain.precision=fp8 needs")
     need(m.n_kv_heads*m.head_dim % 16 == 0, f"the key heads are {m.n_kv_heads*m.head_dim} wide together; pretrain.precision=fp8 needs a multiple of 16")
-
-# %% ../nbs/00_config.ipynb #234f1913
-_SMOLLM2 = TokenizerConfig(name="smollm2")
-
-def _web(sample): return (f"hf:HuggingFaceFW/fineweb-edu:name={sample}:weight=80", "hf:codeparrot/codeparrot-clean:column=content:weight=12",
-                          "hf:HuggingFaceTB/finemath:name=finemath-4plus:weight=8")
-
-# %% ../nbs/00_config.ipynb #5c6bea62
-PRESETS = {p.name: p for p in [
-    Preset("nano", model=ModelConfig(4096, 4, 192, 3, 1, 512, 256),
-           pretrain=PretrainConfig(steps=720, batch_size=4, eval_every=100, eval_batches=16, lr=2e-2),
-           sft=SFTConfig(examples=30_000, batch_size=4, lr=1e-2, muon_lr=.015, eval_every=100)),
-    Preset("micro", data=DataConfig(tokens=12_000_000, curriculum=.3), model=ModelConfig(8192, 8, 384, 6, 2, 1024, 512),
-           pretrain=PretrainConfig(steps=1400, batch_size=8, accumulation=2, lr=2e-3, warmup_steps=60, eval_every=100),
-           sft=SFTConfig(examples=40_000)),
-    Preset("elite112m", tokenizer=_SMOLLM2, data=DataConfig(_web("sample-10BT"), tokens=2_500_000_000, curriculum=.02, val_fraction=.001),
-           pretrain=PretrainConfig(steps=9537, optimizer="adamw", batch_size=8, accumulation=16, lr=8e-4, min_lr=1e-4, warmup_steps=200, decay_fraction=.4,
-               compile=True, eval_every=250, eval_batches=32, checkpoint_every=1000),
-           sft=SFTConfig(("mixture",), examples=60_000, optimizer="adamw", lr=3e-4)),
-    Preset("elite350m", tokenizer=_SMOLLM2, data=DataConfig(_web("sample-100BT"), tokens=10_000_000_000, curriculum=.01, val_fraction=.0005),
-           model=ModelConfig(49_152, 28, 1024, 16, 4, 2624, 2048),
-           pretrain=PretrainConfig(steps=38_147, optimizer="adamw", batch_size=4, accumulation=32, lr=6e-4, min_lr=6e-5, warmup_steps=400, decay_fraction=.4,
-               compile=True, eval_every=500, eval_batches=32, checkpoint_every=1000),
-           sft=SFTConfig(("mixture",), examples=60_000, optimizer="adamw", lr=2e-4)),
-]}
-
-# %% ../nbs/00_config.ipynb #492c2c6c
-def preset(name:str, # one of `PRESETS`
-    overrides:dict=None, # {"section.field": value or text}
-)->Preset:
-    "The preset of that name, with some fields overridden. Raises `InputError` for unknown names and impossible values."
-    need(name in PRESETS, f"unknown preset {name!r}; there are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
-    return override(PRESETS[name], overrides or {})
-
-# %% ../nbs/00_config.ipynb #c36a4fa6
-def did_you_mean(word:str, known)->str:
-    "A hint such as `; did you mean 'nano'?`, or nothing."
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-def _read(text, kind, key):
-    "Text from a command line as a value of type `kind`."
-    try:
-        if kind is bool: return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if kind is int:
-            x = float(text.replace("_", "").replace(",", ""))
-            if x != int(x): raise ValueError
-            return int(x)
-        return float(text) if kind is float else text
-    except (ValueError, KeyError, OverflowError): raise InputError(f"{key}={text} is not {'true or false' if kind is bool else 'a whole number' if kind is int else 'a number'}")
-
-# %% ../nbs/00_config.ipynb #800cbb26
-def _value(value, f, key):
-    "`value` as the type of dataclass field `f`; text is read, anything else must fit already."
-    kind = typing.get_origin(f.type) or f.type
-    if kind is tuple:
-        return tuple(str(v) for v in ([s for s in value.split(",") if s] if isinstance(value, str) else value))
-    if isinstance(value, str): value = _read(value, kind, key)
-    if kind is float and type(value) is int: value = float(value)
-    need(type(value) is kind, f"{key}={value!r} is not of type {kind.__name__}")
-    need(kind is not float or abs(value) < float("inf"), f"{key}={value} is not a finite number")
-    return value
-
-# %% ../nbs/00_config.ipynb #cc65e493
-def override(p:Preset, settings:dict)->Preset:
-    "`p` with `{\"section.field\": value}` applied, all at once, and checked again."
-    changed = {}
-    for key, value in settings.items():
-        section, _, name = key.partition(".")
-        need(section in SECTIONS and name, f"unknown setting {key!r}; write section.field=value, with section one of {', '.join(SECTIONS)}")
-        known = {f.name: f for f in fields(getattr(p, section))}
-        need(name in known, f"unknown setting {key!r}; {section} has {', '.join(known)}{did_you_mean(name, known)}")
-        changed.setdefault(section, {})[name] = _value(value, known[name], key)
-    return replace(p, **{s: replace(getattr(p, s), **kw) for s, kw in changed.items()})
-
-# %% ../nbs/00_config.ipynb #19ad3bc5
-def to_dict(p)->dict:
-    "A preset, or one of its sections, as JSON-able nested dicts."
-    return {k: list(v) if isinstance(v, tuple) else to_dict(v) if isinstance(v, dict) else v
-            for k, v in (dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p).items()}
-
-def from_dict(d:dict)->Preset:
-    "The inverse of `to_dict`. Raises `InputError` for a field this version does not know."
-    flat = {f"{s}.{k}": v for s in SECTIONS for k, v in d.get(s, {}).items()}
-    return override(Preset(d["name"]), flat)
-
-# %% ../nbs/00_config.ipynb #9f88d3fb
-TINY = {"model.vocab_size": 512, "model.n_layers": 2, "model.d_model": 32, "model.n_heads": 2, "model.n_kv_heads": 1, "model.d_ff": 64,
-        "model.context": 128, "tokenizer.sample_mb": .3, "data.tokens": 40_000, "data.val_fraction": .2, "data.workers": 1,
-        "pretrain.steps": 12, "pretrain.batch_size": 4, "pretrain.fp8_warmup_steps": 2,
-        "pretrain.warmup_steps": 2, "pretrain.eval_every": 6, "pretrain.eval_batches": 2, "pretrain.log_every": 2, "pretrain.checkpoint_every": 5,
-        "sft.examples": 60, "sft.batch_size": 2, "sft.eval_every": 10, "sft.log_every": 2, "evaluate.items": 2, "evaluate.max_new_tokens": 8}

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .config import InputError, Preset, SECTIONS, TINY, from_dict, need, override, preset, to_dict
+from .config import InputError, Preset, SECTIONS, need
+from .presets import TINY, from_dict, override, preset, to_dict
 from .provenance import fingerprint, machine, versions
 
 # %% ../nbs/00b_stage.ipynb #02574734

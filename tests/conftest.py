@@ -21,7 +21,7 @@ def sh(*args, timeout=300, **kw):
 @pytest.fixture(scope="session")
 def tiny():
     "Options that shrink the nano preset to seconds."
-    from elite112m.config import TINY
+    from elite112m.presets import TINY
     return [a for k, v in TINY.items() for a in ("--set", f"{k}={v}")]
 
 
