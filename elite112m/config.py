@@ -106,6 +106,10 @@ class TrainConfig:
     eval_every:int = 50         # steps between validation losses
     log_every:int = 10          # steps between metrics
     checkpoint_every:int = 200  # steps between checkpoints
+    keep_last:int = 2           # newest checkpoints kept
+    keep_every:int = 0          # of the older ones, those at multiples of this many steps are kept too; 0: none
+    hours:float = 0.0           # time to fill with training, instead of a number of steps; 0: as many steps as said
+    recompute:bool = False      # compute activations twice instead of keeping them (activation checkpointing)
     seed:int = 1                # decides initial weights and the order of the data
 
 # %% ../nbs/00_config.ipynb #a7878e78
@@ -121,6 +125,7 @@ class PretrainConfig(TrainConfig):
     fp8_history:int = 16        # amaxes remembered a tensor, for delayed scaling
     fp8_warmup_steps:int = 100  # steps in BF16 (on a CPU: FP32) before FP8
     compile:bool = False        # torch.compile; needs a C++ compiler on a CPU
+    shard:bool = False          # split weights and optimizer state among the ranks of torchrun (FSDP2), instead of copies (DDP)
     eval_batches:int = 8        # micro-batches a validation
 
 # %% ../nbs/00_config.ipynb #63d6fd8c
@@ -174,9 +179,10 @@ OPTIMIZERS = ("muon", "adamw")
 PACKINGS = ("stream", "documents")
 _POSITIVE = """tokenizer.sample_mb data.tokens data.shard_tokens pretrain.steps pretrain.batch_size pretrain.accumulation pretrain.lr pretrain.clip
 pretrain.fp8_history pretrain.eval_every pretrain.eval_batches pretrain.log_every pretrain.checkpoint_every sft.examples sft.epochs sft.batch_size sft.lr
+pretrain.keep_last sft.keep_last sft.accumulation
 pretrain.muon_lr sft.muon_lr sft.clip sft.eval_every sft.log_every sft.checkpoint_every evaluate.items evaluate.max_new_tokens evaluate.batch_size""".split()
 _SHARES = """data.curriculum data.val_fraction pretrain.decay_fraction sft.decay_fraction pretrain.beta2 sft.beta2""".split()
-_NOT_NEGATIVE = """pretrain.warmup_steps pretrain.weight_decay pretrain.min_lr sft.warmup_steps sft.weight_decay sft.min_lr pretrain.fp8_warmup_steps
+_NOT_NEGATIVE = """pretrain.warmup_steps pretrain.weight_decay pretrain.min_lr sft.warmup_steps sft.weight_decay sft.min_lr pretrain.fp8_warmup_steps pretrain.hours sft.hours pretrain.keep_every sft.keep_every
 data.seed data.min_chars data.workers pretrain.seed sft.seed""".split()
 
 # %% ../nbs/00_config.ipynb #6c183ee3
@@ -195,6 +201,8 @@ def check_preset(p):
     for k, known in (("precision", PRECISIONS), ("fp8_backend", FP8_BACKENDS), ("fp8_recipe", FP8_RECIPES)):
         need(getattr(p.pretrain, k) in known, f"pretrain.{k}={getattr(p.pretrain, k)} is not one of {', '.join(known)}")
     if p.pretrain.precision == "fp8": check_fp8(p.model)
+    twice = p.pretrain.precision == "fp8" and p.pretrain.fp8_recipe == "delayed" and (p.pretrain.recompute or p.sft.recompute)
+    need(not twice, "recompute=true would note every amax twice under delayed scaling: choose pretrain.fp8_recipe=current")
     need(p.export.dtype in ("fp32", "bf16"), f"export.dtype={p.export.dtype} is not one of fp32, bf16")
     need(p.tokenizer.name != "train" or p.model.vocab_size >= 300,
          f"model.vocab_size={p.model.vocab_size}: a byte-level vocabulary needs at least 300 tokens (256 bytes and the special ones)")

@@ -38,12 +38,13 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, params, group):
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
-        for p, m in zip(params, buffers): m.lerp_(p.grad, 1 - group["momentum"])
+        good = 1 - getattr(self, "found_inf", torch.zeros((), device=params[0].device))  # 0 for a step to be skipped
+        for p, m in zip(params, buffers): m.lerp_(p.grad, (1 - group["momentum"])*good)
         g = torch.stack([p.grad.lerp(m, group["momentum"]) for p, m in zip(params, buffers)])  # Nesterov
         if g.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False): g = g.bfloat16()
         scale = max(1, g.shape[-2]/g.shape[-1])**.5
         for p, u in zip(params, orthogonalize(g)):
-            p.mul_(1 - group["lr"]*group["weight_decay"]).add_(u.to(p.dtype), alpha=-group["lr"]*scale)
+            p.mul_(1 - group["lr"]*group["weight_decay"]*good).addcmul_(u.to(p.dtype), -group["lr"]*scale*good)
 
 # %% ../nbs/06_optim.ipynb #2c33a12e
 def make_optimizers(model, cfg, # `PretrainConfig` or `SFTConfig`

@@ -34,7 +34,7 @@ PRESETS = {p.name: p for p in [
     Preset("elite350m", tokenizer=_SMOLLM2, data=DataConfig(_web("sample-100BT"), tokens=10_000_000_000, curriculum=.01, val_fraction=.0005),
            model=ModelConfig(49_152, 28, 1024, 16, 4, 2624, 2048),
            pretrain=PretrainConfig(steps=38_147, optimizer="adamw", batch_size=4, accumulation=32, lr=6e-4, min_lr=6e-5, warmup_steps=400, decay_fraction=.4,
-               compile=True, eval_every=500, eval_batches=32, checkpoint_every=1000),
+               compile=True, recompute=True, shard=True, eval_every=500, eval_batches=32, checkpoint_every=1000),
            sft=SFTConfig(sources=("mixture",), examples=60_000, optimizer="adamw", lr=2e-4)),
 ]}
 
