@@ -16,7 +16,7 @@ from .config import ModelConfig, need
 from .presets import preset
 from .meter import rss
 from .model import CausalLM, hf_config
-from .pretrain import maybe_compile
+from .trainer import maybe_compile
 from .stage import text_table
 
 # %% ../nbs/09a_bench.ipynb #c4f243ae

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['known_peak', 'measured_peak', 'energy', 'Gauges', 'LivePlot']
 
-# %% ../nbs/08b_gauges.ipynb #c7b9140e
+# %% ../nbs/08b_gauges.ipynb #12012fa7
 import os, time
 from contextlib import contextmanager
 
@@ -14,7 +14,7 @@ import torch
 from .meter import rss
 from .roofline import GPUS
 from .stage import COMMAND
-from .tracking import plot_metrics
+from .tracking import plot_metrics, read_metrics
 
 # %% ../nbs/08b_gauges.ipynb #ce580b41
 def known_peak(name:str, # of the device, as CUDA gives it
@@ -86,7 +86,7 @@ def _memory(self):
 
 Gauges.read, Gauges._memory = _read, _memory
 
-# %% ../nbs/08b_gauges.ipynb #72123421
+# %% ../nbs/08b_gauges.ipynb #94915aa4
 class LivePlot:
     "Draws the loss while a notebook trains."
     def __init__(self, title:str, every:float=5.0): # seconds between two drawings
@@ -95,12 +95,12 @@ class LivePlot:
         self.on = bool(shell and getattr(shell, "kernel", None)) and COMMAND not in os.environ and "IN_TEST" not in os.environ
         self.title, self.every, self.drawn, self.handle = title, every, time.time(), None
 
-    def draw(self, rows:list, last:bool=False):
-        "Draw the rows of the metrics, if it is time to."
+    def draw(self, path, last:bool=False):
+        "Draw the metrics in the file `path`, if it is time to."
         if not self.on or (time.time() - self.drawn < self.every and not last): return
         import matplotlib.pyplot as plt
         from IPython.display import display
-        fig = plot_metrics(rows, title=self.title).figure
+        fig = plot_metrics(read_metrics(path), title=self.title).figure
         if self.handle: self.handle.update(fig)
         else: self.handle = display(fig, display_id=True)
         plt.close(fig)

@@ -14,22 +14,26 @@ import torch
 
 from .stage import write_json
 
-# %% ../nbs/08c_guards.ipynb #3aa75986
+# %% ../nbs/08c_guards.ipynb #a7215c43
 @torch.no_grad()
 def block_bad_step(loss, norm, # 0-dim tensors: the step's loss and gradient norm
     parameters, optimizers)->torch.Tensor: # 1. for a bad step, 0. for a good one
     "Tell the optimizers to skip the step if its loss or gradient is not finite; nothing waits for the device."
     bad = (~(loss.isfinite() & norm.isfinite())).float()
     for p in parameters:
-        if p.grad is not None: p.grad.nan_to_num_(0., 0., 0.)
+        if p.grad is not None: (p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad).nan_to_num_(0., 0., 0.)
     for opt in optimizers: opt.grad_scale, opt.found_inf = None, bad
     return bad
 
-# %% ../nbs/08c_guards.ipynb #982bc7de
+# %% ../nbs/08c_guards.ipynb #bb829b2a
 class Guard:
     "Judges the losses of a run, in order."
-    def __init__(self, past=(), bad:int=0): # good losses before; bad steps in a row just now
-        self.past, self.bad, self.high = deque(past, maxlen=100), bad, 0
+    least = 1.0  # nats that a loss may always be above the median
+
+    def __init__(self, past=(), bad:int=0, high:int=0): # good losses before; bad, and high, steps in a row just now
+        self.past, self.bad, self.high = deque(past, maxlen=100), bad, high
+    @property
+    def state(self)->list: return [list(self.past), self.bad, self.high]
 
     def judge(self, loss:float, norm:float)->str|None:
         "What is wrong at this step, in words; None if the run may go on."
@@ -44,7 +48,7 @@ class Guard:
         "How far a loss is above the last ones, in yardsticks; 0 while there are fewer than 50."
         if len(self.past) < 50: return 0.0
         middle = statistics.median(self.past)
-        return (loss - middle)/max(8*1.4826*statistics.median(abs(x - middle) for x in self.past), 1.0)
+        return (loss - middle)/max(8*1.4826*statistics.median(abs(x - middle) for x in self.past), self.least)
 
 # %% ../nbs/08c_guards.ipynb #741d96ec
 def batch_of(step:int, # 0-based

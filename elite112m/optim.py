@@ -10,6 +10,8 @@ import math
 
 import torch
 
+from .ranks import spread, whole
+
 # %% ../nbs/06_optim.ipynb #50cc8fdf
 def orthogonalize(g, # (..., rows, columns)
     steps:int=5, # Newton-Schulz iterations
@@ -50,11 +52,11 @@ class Muon(torch.optim.Optimizer):
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         good = 1 - getattr(self, "found_inf", torch.zeros((), device=params[0].device))  # 0 for a step to be skipped
         for p, m in zip(params, buffers): m.lerp_(p.grad, (1 - group["momentum"])*good)
-        g = torch.stack([p.grad.lerp(m, group["momentum"]) for p, m in zip(params, buffers)])  # Nesterov
+        g = torch.stack([whole(p.grad.lerp(m, group["momentum"])) for p, m in zip(params, buffers)])  # Nesterov
         if fast_bf16(g.device): g = g.bfloat16()
         scale = max(1, g.shape[-2]/g.shape[-1])**.5
         for p, u in zip(params, orthogonalize(g)):
-            p.mul_(1 - group["lr"]*group["weight_decay"]*good).addcmul_(u.to(p.dtype), -group["lr"]*scale*good)
+            p.mul_(1 - group["lr"]*group["weight_decay"]*good).addcmul_(spread(u.to(p.dtype), p), -group["lr"]*scale*good)
 
 # %% ../nbs/06_optim.ipynb #2c33a12e
 def make_optimizers(model, cfg, # `PretrainConfig` or `SFTConfig`

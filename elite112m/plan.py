@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Plan', 'plan_for', 'clock', 'duration', 'announce', 'check_room']
 
-# %% ../nbs/06a_plan.ipynb #2ef71875
-import math, shutil, time
-from dataclasses import asdict, dataclass
+# %% ../nbs/06a_plan.ipynb #5c17a9f2
+import shutil, time
+from dataclasses import dataclass
 from pathlib import Path
 
 from .config import need

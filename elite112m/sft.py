@@ -13,13 +13,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .checkpoint import load_model, save_model
+from .checkpoint import load_model
 from .config import need
 from .conversations import chosen, fitted
-from .fp8 import pick_device, pick_precision
-from .pretrain import Trainer, fit
+from .fp8 import pick_device
+from .pretrain import fit, write_result
+from .ranks import ALONE
 from .stage import say
 from .tokenizer import load_tokenizer
+from .trainer import Trainer
 
 # %% ../nbs/10_sft.ipynb #6799f988
 def pack(conversations, # (ids, mask) pairs, as from `fitted`
@@ -43,12 +45,12 @@ def pack(conversations, # (ids, mask) pairs, as from `fitted`
     return x, y, docs
 
 # %% ../nbs/10_sft.ipynb #784d8b7a
-def packed_batches(x, y, docs, size:int, seed:int):
-    "step -> one micro-batch of `size` windows; every window once an epoch, reshuffled from (seed, epoch)."
+def packed_batches(x, y, docs, size:int, seed:int, part=slice(None)): # which of the windows are this rank's
+    "step -> a batch of `size` windows; every window once an epoch, reshuffled from (seed, epoch)."
     order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(x)))
     def batch(step):
-        rows = [order(i//len(x))[i % len(x)] for i in range(step*size, (step + 1)*size)]
-        return [(x[rows], y[rows], docs[rows])]
+        rows = [order(i//len(x))[i % len(x)] for i in range(step*size, (step + 1)*size)][part]
+        return x[rows], y[rows], docs[rows]
     return batch
 
 # %% ../nbs/10_sft.ipynb #7f0d0789
@@ -65,19 +67,17 @@ def _windows(tok, cfg, split, n, context):
     return x, y, docs
 
 # %% ../nbs/10_sft.ipynb #5f1b0559
-def sft(job, device="auto"):
-    "Stage `sft`: fine-tune the pretrained model on conversations; writes model.safetensors, metrics.jsonl and checkpoints."
-    p, cfg, device = job.preset, job.preset.sft, pick_device(device)
-    model, tok = load_model(job.source), load_tokenizer(job.source)
-    context = model.config.context
-    x, y, docs = _windows(tok, cfg, "train", cfg.examples, context)
-    held = _windows(tok, cfg, "val", max(cfg.examples//25, 10), context)
+def sft(job, device="auto", ranks=ALONE):
+    "Stage `sft`: fine-tune the pretrained model on conversations; writes model.safetensors, metrics.jsonl, checkpoints and the best model."
+    cfg, device, tok = job.preset.sft, pick_device(device), load_tokenizer(job.source)
+    model, size = load_model(job.source), cfg.batch_size*cfg.accumulation
+    mine = ranks.share(size, "sft")
+    train = _windows(tok, cfg, "train", cfg.examples, model.config.context)
+    held = _windows(tok, cfg, "val", max(cfg.examples//25, 10), model.config.context)
     held_out = [tuple(a[i:i + cfg.batch_size] for a in held) for i in range(0, len(held[0]), cfg.batch_size)]
-    steps = max(math.ceil(cfg.epochs*len(x)/cfg.batch_size), 1)
-    say(f"sft: {steps} steps")
     torch.manual_seed(cfg.seed)
-    t = Trainer(model, cfg, job.folder, device, pick_precision(p.pretrain.precision, device), "sft", p.pretrain)
-    loss = fit(t, packed_batches(x, y, docs, cfg.batch_size, cfg.seed), held_out, steps, cfg.batch_size*context)
-    save_model(t.model, job.folder)
-    tok.save(job.folder)
+    t = Trainer(job, model, tok, device, ranks)
+    batch = packed_batches(*train, size, cfg.seed, slice(ranks.rank*mine, (ranks.rank + 1)*mine))
+    loss = fit(t, batch, held_out, max(math.ceil(cfg.epochs*len(train[0])/size), 1), size*model.config.context, train[0].size)
+    write_result(t)
     say(f"sft: validation loss {loss:.3f} a token of the assistant's")
