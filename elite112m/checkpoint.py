@@ -24,13 +24,14 @@ from .shards import sealed
 from .stage import CANNOT_WRITE, atomic, read_json, write_json
 from .weights import read_safetensors
 
-# %% ../nbs/07_checkpoint.ipynb #2d7e9b01
+# %% ../nbs/07_checkpoint.ipynb #39cb2b95
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def write_model(tensors:dict, # weights by name
     config, folder, dtype="fp32"):
     "Write `model.safetensors` and `config.json` into `folder`, each atomically."
     tensors = {n: t.detach().to("cpu", DTYPES[dtype]).contiguous() for n, t in tensors.items()}
+    Path(folder).mkdir(parents=True, exist_ok=True)
     with atomic(Path(folder)/"model.safetensors") as tmp: save_file(tensors, tmp, metadata={"format": "pt"})
     write_json(Path(folder)/"config.json", hf_config(config, str(DTYPES[dtype]).removeprefix("torch.")))
 
@@ -120,7 +121,7 @@ def steps_in(folder)->list[Path]:
     "The checkpoints in `folder`, the oldest first."
     return sorted(Path(folder).glob("step-*"))
 
-# %% ../nbs/07_checkpoint.ipynb #551f4c51
+# %% ../nbs/07_checkpoint.ipynb #7b461cf4
 def latest(folder, warn=print, before:float=float("inf"))->Path|None:
     "The newest whole checkpoint in `folder` of at most step `before`; a damaged one is named and passed over."
     paths = [p for p in reversed(steps_in(folder)) if int(p.name[5:]) <= before]
@@ -129,8 +130,8 @@ def latest(folder, warn=print, before:float=float("inf"))->Path|None:
         warn(f"{why}; {'using the checkpoint before it' if i + 1 < len(paths) else 'there is no whole checkpoint, so it starts from the beginning'}")
 
 def sweep(folder):
-    "Remove what a killed process left half-written."
-    for tmp in Path(folder).glob(".*.tmp"): shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink()
+    "Remove what a killed process left half-written (`.tmpXXXXXX` are safetensors' own)."
+    for tmp in [*Path(folder).glob(".*.tmp"), *Path(folder).glob(".tmp??????")]: shutil.rmtree(tmp) if tmp.is_dir() else tmp.unlink()
 
 # %% ../nbs/07_checkpoint.ipynb #f5a1e295
 def _cannot_write(e)->str|None:

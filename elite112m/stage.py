@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CANNOT_WRITE', 'STAGES', 'FREE', 'LENGTH', 'COMMAND', 'atomic', 'write_json', 'read_json', 'Stage', 'settings_of',
-           'inputs_of', 'Run', 'resolve', 'difference', 'plan', 'say', 'progress', 'text_table', 'Job', 'job',
+           'inputs_of', 'Run', 'resolve', 'difference', 'plan', 'silent', 'say', 'progress', 'text_table', 'Job', 'job',
            'save_preset', 'run_stage']
 
 # %% ../nbs/00b_stage.ipynb #5c85191b
@@ -158,16 +158,20 @@ def plan(run:Run, p:Preset, stages, force=False, extend=False)->dict:
 # %% ../nbs/00b_stage.ipynb #8550e9f8
 COMMAND = "ELITE112M_COMMAND"  # set in the environment of kernels that the command line started
 
+def silent()->bool:
+    "Whether nobody watches this process: a test, or any but the first of several that work together."
+    return "IN_TEST" in os.environ or os.environ.get("RANK", "0") != "0"
+
 def say(text:str):
     "A line for whoever watches: to the terminal through the error stream, or into the notebook; silent under test."
-    if "IN_TEST" not in os.environ: print(text, file=sys.stderr if COMMAND in os.environ else sys.stdout, flush=True)
+    if not silent(): print(text, file=sys.stderr if COMMAND in os.environ else sys.stdout, flush=True)
 
 def progress(total:int, what:str, unit:str="it", start:int=0):
     "A progress bar with rate and time left; silent while the notebooks are being tested."
     from tqdm import tqdm as text
     from tqdm.auto import tqdm as auto
     make = text if COMMAND in os.environ else auto
-    return make(total=total, desc=what, unit=unit, initial=start, unit_scale=total >= 10_000, disable="IN_TEST" in os.environ, dynamic_ncols=True)
+    return make(total=total, desc=what, unit=unit, initial=start, unit_scale=total >= 10_000, disable=silent(), dynamic_ncols=True)
 
 # %% ../nbs/00b_stage.ipynb #e9ed0e2c
 def text_table(rows:list[dict])->str:

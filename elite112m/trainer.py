@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['accumulate', 'validate', 'maybe_compile', 'recompute', 'Trainer', 'same_settings', 'Jump']
 
-# %% ../nbs/08d_trainer.ipynb #46f6ffa8
+# %% ../nbs/08d_trainer.ipynb #95cc9306
 import math, shutil
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .checkpoint import Saver, latest, load_checkpoint, load_fp8, snapshot, steps_in
+from .checkpoint import Saver, latest, load_checkpoint, load_fp8, snapshot, steps_in, sweep
 from .config import InputError, need
 from .cost import flops_per_token
 from .fp8 import autocast, pick_precision
@@ -73,7 +73,7 @@ def recompute(model):
     "Let each block keep its input only, and compute the rest again in the backward pass."
     for layer in model.model.layers: layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
-# %% ../nbs/08d_trainer.ipynb #9528a6a8
+# %% ../nbs/08d_trainer.ipynb #dfa021f2
 class Trainer:
     "Everything that changes while a model is trained, and what changes it."
     def __init__(self, job, model, tok, device, ranks=ALONE):
@@ -88,6 +88,7 @@ class Trainer:
         maybe_compile(model, p.pretrain.compile and self.what == "pretrain", self.fp8)
         self.forward, self.opts = ranks.wrap(model, self.shard), make_optimizers(model, self.cfg)
         self.step, self.state, self.micro, self.retries = 0, {}, self.cfg.batch_size, 0
+        for d in (self.folder, self.folder/"best") if ranks.first else (): sweep(d)
         self.saver = Saver(self.folder/"checkpoints", self.cfg.keep_last, self.cfg.keep_every) if ranks.first else None
         self.load(latest(self.folder/"checkpoints", say))
         self.gauges = Gauges(device, flops_per_token(model.config), self.precision, ranks.world)
@@ -194,13 +195,13 @@ def _log(self, step_tokens)->dict:
 
 Trainer.read, Trainer.log = _read, _log
 
-# %% ../nbs/08d_trainer.ipynb #962e3108
+# %% ../nbs/08d_trainer.ipynb #324a18ba
 def _go_back(self, jump:Jump, batch):
     "To the last checkpoint before a jump, and around its batches. Raises `Diverged` after three attempts."
     self.retries, steps = self.retries + 1, (max(jump.step - 1, 0), self.step - 1)
     a, b = (batch_of(s, self.skips) for s in steps)
     if self.ranks.first: self.saver.finish()
-    saved = latest(self.folder/"checkpoints", say, jump.step)
+    saved = self.ranks.agree(latest(self.folder/"checkpoints", say, jump.step) if self.ranks.first else None)
     if self.retries > 3 or not saved: self.give_up(str(jump), a, batch)
     skips = skip(self.skips, a, b + 1)
     say(f"{self.what}: {jump} at step {jump.step:,}; back to step {int(saved.name[5:]):,}, without batches {a:,} to {b:,}")
