@@ -7,7 +7,7 @@ __all__ = ['PRIVATE', 'QUICK', 'TRACKERS', 'TRACK', 'EXTRA', 'STATE', 'LOG', 'PO
            'public', 'describe', 'Tail', 'TensorBoard', 'WandB', 'target', 'place', 'humble', 'below', 'leave',
            'reason', 'Follower', 'main', 'start', 'follow', 'tracked', 'send', 'sync', 'standing']
 
-# %% ../nbs/08a_trackers.ipynb #02f85283
+# %% ../nbs/08a_trackers.ipynb #d09f4772
 import itertools, json, os, shutil, subprocess, sys, threading, time, uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +17,7 @@ import psutil
 import elite112m
 from .config import InputError, did_you_mean, need
 from .stage import Run, STAGES, read_json, say, write_json
+from .tracking import read_metrics
 
 # %% ../nbs/08a_trackers.ipynb #0e5df5b8
 def public(value):
@@ -155,7 +156,7 @@ def reason(e)->str:
     text = " ".join(str(e).split())[:240] or type(e).__name__
     return f"the service refuses the API key: {text}" if any(w in text for w in ("401", "403", "not logged in")) else text
 
-# %% ../nbs/08a_trackers.ipynb #917ec87e
+# %% ../nbs/08a_trackers.ipynb #c285bdc4
 POLL, PAUSE, LONGEST = 2, 15, 600  # seconds between looks at the file; before another attempt, at first and at most
 LINGER, NICE = 30, 10  # seconds that a follower may take after the stage's end; its niceness, which is a tenth of a processor where training wants them all
 
@@ -170,8 +171,8 @@ class Follower:
         while os.read(0, 1): pass
         self.end.set()
         time.sleep(self.patience)
-        self.note("offline", f"no answer within {self.patience:g} s")
-        leave(1)
+        try: self.note("offline", f"no answer within {self.patience:g} s")
+        finally: leave(1)
 
     def note(self, state, why="", **more):
         "Write down how it stands: in the state file, and in the log if that is news."
@@ -191,8 +192,9 @@ class Follower:
         while not last:
             last = self.end.is_set()  # before reading: what was written until the end is read after it
             at, rows = tail.read()
-            for row in rows[max(have - at, 0):]: service.send(have, row); have += 1
-            if have != first: self.note("sending", rows=have)
+            new = rows[max(have - at, 0):]
+            for row in new: service.send(have, row); have += 1
+            if new: self.note("sending", rows=have)
             if not last: self.end.wait(POLL)
         kept = service.close()
         need(kept >= have, f"{kept} of {have} rows have arrived")
@@ -270,9 +272,9 @@ def sync(run, # folder of the run
     "Send what is missing of a run's metrics. Raises `InputError` if there are none, or they cannot be sent."
     return {f.name: send(f, to, timeout) for f in tracked(Run(run))}
 
-# %% ../nbs/08a_trackers.ipynb #d138c7ba
+# %% ../nbs/08a_trackers.ipynb #6cdb7ae2
 def standing(run:Run)->list[dict]:
     "How the tracking of each of a run's stages stands, as rows of a table. Raises `InputError` if there are no metrics."
-    return [{"stage": f.name, "rows": sum(1 for _ in open(f/"metrics.jsonl", "rb")), "tracker": s.get("tracker", "-"), "project": s.get("project", "-"),
+    return [{"stage": f.name, "rows": len(read_metrics(f/"metrics.jsonl")), "tracker": s.get("tracker", "-"), "project": s.get("project", "-"),
              "run": s.get("run", "-"), "there": s.get("rows", 0), "state": s.get("state", "-"), "why": s.get("why", "")}
             for f in tracked(run) for s in [read_json(f/STATE, {})]]
