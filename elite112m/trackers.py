@@ -55,7 +55,7 @@ class Tail:
         try: return at, [json.loads(line) for line in lines]
         except ValueError: raise InputError(f"{self.path} has a damaged line among its rows {at} to {self.n}") from None
 
-# %% ../nbs/08a_trackers.ipynb #12d84f87
+# %% ../nbs/08a_trackers.ipynb #f3f683d0
 class TensorBoard:
     "TensorBoard's event files, in `tensorboard` under the stage's folder."
     def __init__(self, folder, about, seconds): self.folder, self.n = Path(folder)/"tensorboard", 0
@@ -75,7 +75,10 @@ class TensorBoard:
 
     def close(self)->int: self.writer.close(); return self.n
 
-# %% ../nbs/08a_trackers.ipynb #181697c6
+    @staticmethod
+    def reset(): pass
+
+# %% ../nbs/08a_trackers.ipynb #557b0de1
 PRIVATE = dict(silent=True, console="off", disable_git=True, disable_code=True, save_code=False, disable_job_creation=True, label_disable=True,
                x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False, x_disable_viewer=True,
                ignore_globs=("*",), program="elite112m", host="")
@@ -98,6 +101,14 @@ class WandB:
                               config=a["config"], dir=self.folder, resume="allow", settings=settings)
         self.run.define_metric("*", step_metric="step")
         return self.run.starting_step
+
+    @staticmethod
+    def reset():
+        "Forget a failed run: its id counts as in use until the service process below us has gone."
+        with suppress(Exception):
+            import wandb
+            for child in below(): child.kill()
+            wandb.teardown()
 
     def send(self, n, row): self.run.log(row, step=n, commit=True); self.n = n + 1
 
@@ -156,7 +167,7 @@ def reason(e)->str:
     text = " ".join(str(e).split())[:240] or type(e).__name__
     return f"the service refuses the API key: {text}" if any(w in text for w in ("401", "403", "not logged in")) else text
 
-# %% ../nbs/08a_trackers.ipynb #c285bdc4
+# %% ../nbs/08a_trackers.ipynb #6b3e4132
 POLL, PAUSE, LONGEST = 2, 15, 600  # seconds between looks at the file; before another attempt, at first and at most
 LINGER, NICE = 30, 10  # seconds that a follower may take after the stage's end; its niceness, which is a tenth of a processor where training wants them all
 
@@ -210,6 +221,7 @@ class Follower:
                 leave(0)
             except Exception as e: self.note("offline", reason(e))
             if self.end.is_set(): leave(1)
+            TRACKERS[self.about["tracker"]].reset()
             self.end.wait(pause)
 
 # %% ../nbs/08a_trackers.ipynb #ab847e59

@@ -172,6 +172,19 @@ def test_outages_cost_training_nothing_and_sync_makes_good(tmp_path):
         assert not any(followers(f) for f in folders.values())
 
 
+def test_a_service_that_comes_back_gets_everything_while_training_goes_on(tmp_path):
+    folder, go = stage(tmp_path), tmp_path / "go"
+    with services(shaky=500) as at:
+        p = loop(folder, 0, 200, dies=100, go=go, env=env(at["shaky"]))
+        until(lambda: (folder / "tracking.log").exists() and "offline" in (folder / "tracking.log").read_text())
+        at["shaky"].mode = "ok"
+        until(lambda: state(folder)["rows"] == 15)  # tries again by itself, after a pause
+        go.touch()
+        assert p.wait(30) == -signal.SIGKILL
+        until(lambda: not followers(folder))  # its stage was killed; what was written is brought home all the same
+        assert sent(at["shaky"].rows(state(folder)["run"])) == expected(100)
+
+
 def test_killed_and_resumed_every_row_arrives_once(tmp_path):
     folder, go = stage(tmp_path), tmp_path / "go"
     with services(well="ok") as at:
