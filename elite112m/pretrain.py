@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['END', 'stop_flag', 'fit', 'per_byte', 'write_result', 'pretrain']
 
-# %% ../nbs/09_pretrain.ipynb #6dc94a3a
+# %% ../nbs/09_pretrain.ipynb #6c2c61bf
 import math, signal, threading, time
 from contextlib import closing, contextmanager, suppress
 
@@ -21,6 +21,7 @@ from .ranks import ALONE, whole
 from .shards import Batches, prefetch
 from .stage import progress, say
 from .tokenizer import load_tokenizer
+from .trackers import follow
 from .trainer import Jump, Trainer, accumulate
 
 # %% ../nbs/09_pretrain.ipynb #9677bd9a
@@ -100,7 +101,7 @@ def _start(t, batch, held_out, steps, step_tokens, data_tokens):
     if not t.state or t.step == t.plan.first: t.save()  # somewhere to go back to
     t.gauges.restart()
 
-# %% ../nbs/09_pretrain.ipynb #80fa2462
+# %% ../nbs/09_pretrain.ipynb #ecfd1009
 def fit(t:Trainer,
     batch, # number -> inputs, targets and document ids (or None): this rank's windows of one step
     held_out, # validation micro-batches, always the same
@@ -109,7 +110,7 @@ def fit(t:Trainer,
 )->float:
     "Train to the end of the plan; returns the last validation loss. Raises `KeyboardInterrupt` after a checkpoint if a signal asked to stop, `Diverged` if nothing helps."
     _start(t, batch, held_out, steps, step_tokens, data_tokens)
-    with stop_flag() as stop, progress(t.plan.last, t.what, "step", t.step) as bar:
+    with stop_flag() as stop, follow(t.folder), progress(t.plan.last, t.what, "step", t.step) as bar:
         asked = lambda: t.ranks.any(stop.is_set(), t.device) if t.step % t.cfg.log_every == 0 or not t.ranks.together else False
         while t.step < t.plan.last and not asked():
             try: _train(t, batch, held_out, step_tokens, asked, bar)

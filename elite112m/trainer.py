@@ -142,7 +142,7 @@ def _gradients(self, batch, fp8=OFF):
 
 Trainer.update, Trainer.gradients = _update, _gradients
 
-# %% ../nbs/08d_trainer.ipynb #67994a7a
+# %% ../nbs/08d_trainer.ipynb #b3dd3554
 def _evaluate(self, held_out)->float:
     "Validation loss, written down; the best model so far is kept."
     self.model.eval()
@@ -164,7 +164,7 @@ def _save(self):
     if self.ranks.first: self.metrics.sync()
     if self.ranks.first or self.shard: tensors = snapshot(self.model, self.opts, self.fp8.tensors())
     if self.ranks.first: self.saver.save(self.step, tensors, self.model.config, s)
-    self.retries = 0
+    if not (self.guard.bad or self.guard.high): self.retries = 0
 
 Trainer.evaluate, Trainer.save, Trainer.tokens_per_byte = _evaluate, _save, None
 
