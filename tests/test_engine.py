@@ -1,0 +1,195 @@
+"Pretraining that is killed, starved, damaged, shared out, extended and timed, as processes of their own."
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import BIN, ENV, sh
+
+# ELITE112M_KILLS=20 ELITE112M_KILL_PRESET=nano: the whole nano, twenty times killed (about half an hour)
+KILLS, NANO = int(os.environ.get("ELITE112M_KILLS", 3)), os.environ.get("ELITE112M_KILL_PRESET") == "nano"
+STAGE = "import sys; from elite112m.pretrain import pretrain; from elite112m.stage import run_stage; run_stage(pretrain, sys.argv[1])"
+LONG = {"pretrain.steps": 90, "pretrain.checkpoint_every": 4, "pretrain.log_every": 3, "pretrain.eval_every": 7}
+
+
+def prepared_run(folder, tiny, settings):
+    sets = [a for k, v in settings.items() for a in ("--set", f"{k}={v}")]
+    done = sh("elite112m", "prepare", "--run", folder, "--preset", "nano", *tiny, *sets)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tiny):
+    return prepared_run(tmp_path_factory.mktemp("engine") / "run", tiny, LONG)
+
+
+def stage(run, **kw):
+    "The stage in a process, without a notebook around it."
+    return subprocess.Popen([sys.executable, "-c", STAGE, str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV, **kw)
+
+
+def finish(run, **kw):
+    p = stage(run, **kw)
+    out = p.communicate(timeout=900)[0]
+    return p.returncode, out
+
+
+def rows(run):
+    from elite112m.tracking import read_metrics, timeless
+    return timeless(read_metrics(run / "pretrain/metrics.jsonl"))
+
+
+def weights(run): return (run / "pretrain/model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory):
+    "The run that nothing happens to."
+    run = shutil.copytree(prepared, tmp_path_factory.mktemp("whole") / "run")
+    code, out = finish(run)
+    assert code == 0, out
+    return run
+
+
+def kill_often(run, times, seed, first=5.0, last=6.0):
+    "SIGKILL the stage at random moments; returns the steps it had reached."
+    rng, reached = random.Random(seed), []
+    for _ in range(times):
+        p = stage(run)
+        before = time.time()
+        while p.poll() is None and not (run / "pretrain/metrics.jsonl").exists() and time.time() - before < 60: time.sleep(.05)
+        for line in p.stdout:
+            if "plan:" in line: break  # from here on it trains
+        time.sleep(rng.uniform(0, last if NANO else 1.2))
+        p.kill(); p.communicate()
+        reached.append(max([r["step"] for r in rows(run)], default=0))
+        if (run / "pretrain/model.safetensors").exists(): break
+    return reached
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+def test_killed_anywhere_ends_the_same(prepared, whole, tmp_path, tiny, precision):
+    if NANO:
+        nano = {"pretrain.precision": precision, "pretrain.checkpoint_every": 25}
+        base = prepared_run(tmp_path / "nano", [], nano)
+    elif precision == "fp8":
+        base = prepared_run(tmp_path / "fp8", tiny, LONG | {"pretrain.precision": "fp8"})
+    else: base = prepared
+    run = shutil.copytree(base, tmp_path / "run")
+    if base is not prepared:
+        whole = base
+        assert finish(whole)[0] == 0
+    reached = kill_often(run, KILLS if precision == "fp32" else max(KILLS // 3, 1), seed=precision, last=12.0)
+    print("killed at", reached)
+    code, out = finish(run)
+    assert code == 0, out
+    assert weights(run) == weights(whole)
+    assert rows(run) == rows(whole)
+    assert not [f for f in run.rglob("*") if ".tmp" in f.name]
+
+
+def test_full_disk_costs_the_save_only(prepared, whole, tmp_path):
+    run = shutil.copytree(prepared, tmp_path / "run")
+    largest = max(f.stat().st_size for f in (whole / "pretrain/checkpoints").rglob("*"))
+    limit = (largest - 1000, resource.RLIM_INFINITY)
+    code, out = finish(run, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    assert code != 0 and "could not save at step" in out and "training goes on" in out, out[-2000:]
+    assert "cannot save the end" in out and "make room" in out
+    assert [r["step"] for r in rows(run)][-1] == LONG["pretrain.steps"]  # it trained to its end
+    code, out = finish(run)  # with room again
+    assert code == 0 and weights(run) == weights(whole), out[-2000:]
+
+
+def test_unwritable_run_folder(prepared, tmp_path):
+    run = tmp_path / "file"
+    run.write_text("not a folder")
+    done = sh("elite112m", "pretrain", "--run", run)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.fixture
+def stopped(prepared, tmp_path):
+    "A run that was stopped on the way, by SIGTERM."
+    run = shutil.copytree(prepared, tmp_path / "run")
+    p = stage(run)
+    for line in p.stdout:
+        if "plan:" in line: break
+    while not (run / "pretrain/checkpoints/step-00000012").exists(): time.sleep(.01)
+    p.terminate()
+    out = p.communicate(timeout=60)[0]
+    assert "checkpoint saved" in out, out
+    return run
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-100], lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]], ids=["cut", "flipped"])
+def test_damaged_checkpoint_is_named_and_passed_over(stopped, whole, change):
+    newest = sorted((stopped / "pretrain/checkpoints").glob("step-*"))[-1] / "optimizer.safetensors"
+    newest.write_bytes(change(newest.read_bytes()))
+    code, out = finish(stopped)
+    assert code == 0 and f"{newest} is damaged" in out and "using the checkpoint before it" in out, out
+    assert weights(stopped) == weights(whole) and rows(stopped) == rows(whole)
+
+
+def test_checkpoint_of_another_preset_is_refused(stopped, tmp_path, tiny):
+    other = prepared_run(tmp_path / "other", tiny, LONG | {"model.d_ff": 96})
+    assert finish(other, )[0] == 0
+    shutil.rmtree(stopped / "pretrain/checkpoints")
+    shutil.copytree(other / "pretrain/checkpoints", stopped / "pretrain/checkpoints")
+    code, out = finish(stopped)
+    assert code != 0 and "another preset" in out, out
+    done = sh("elite112m", "pretrain", "--run", stopped, "--set", "pretrain.lr=1e-3")
+    assert done.returncode == 2 and "pretrain.lr=0.02, not 0.001" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+# ---- ranks ---------------------------------------------------------------------------------------
+
+def torchrun(run, n=2, **kw):
+    return subprocess.Popen([BIN / "torchrun", f"--nproc-per-node={n}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--no-python",
+                             BIN / "elite112m", "pretrain", "--run", run], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV, **kw)
+
+
+def test_one_rank_two_ranks_one_rank(stopped, whole):
+    "The curve of a run that goes on with two ranks, is stopped, and goes on with one, is that of one rank, but for the last digits."
+    p, lines = torchrun(stopped), []
+    for line in p.stdout:
+        lines.append(line)
+        if "plan:" in line: break
+    begun = max(int(c.name[5:]) for c in (stopped / "pretrain/checkpoints").glob("step-*"))
+    while p.poll() is None and not (stopped / f"pretrain/checkpoints/step-{(begun//4 + 3)*4:08d}").exists(): time.sleep(.01)
+    p.terminate()
+    out = "".join(lines) + p.communicate(timeout=120)[0]
+    assert "checkpoint saved" in out and f"continues at step {begun}" in out, out
+    code, out = finish(stopped)
+    assert code == 0 and "continues at step" in out, out
+    mine, theirs = rows(stopped), rows(whole)
+    assert [r["step"] for r in mine] == [r["step"] for r in theirs]
+    for a, b in zip(mine, theirs):
+        for k in ("loss", "val_loss"):
+            if k in b: assert abs(a[k] - b[k]) < 2e-3 * b[k], (a, b)
+
+
+# ---- length --------------------------------------------------------------------------------------
+
+def test_tokens_hours_and_extension_through_the_command_line(prepared, tmp_path):
+    run = shutil.copytree(prepared, tmp_path / "run")
+    done = sh("elite112m", "pretrain", "--run", run, "--tokens", "5e3")  # 512 tokens a step
+    assert done.returncode == 0 and "plan: 10 steps of 512 tokens" in done.stderr, done.stderr
+    done = sh("elite112m", "pretrain", "--run", run, "--steps", "14")
+    assert done.returncode == 2 and "--extend" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = sh("elite112m", "pretrain", "--run", run, "--steps", "14", "--extend")
+    assert done.returncode == 0 and "plan: 4 steps" in done.stderr, done.stderr
+    assert rows(run)[-1]["step"] == 14
+    done = sh("elite112m", "pretrain", "--run", run, "--hours", "0.001", "--extend")
+    assert done.returncode == 0 and "about" in done.stderr and rows(run)[-1]["step"] > 14, done.stderr
+    done = sh("elite112m", "pretrain", "--run", run, "--hours", "1", "--steps", "5")
+    assert done.returncode == 2 and "give one of them" in done.stderr
+    assert json.loads((run / "pretrain/stage.json").read_text())["status"] == "done"
