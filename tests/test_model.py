@@ -29,8 +29,8 @@ def test_smollm2_continues_as_llama_cpp_does():
 
     model, tok = CausalLM.from_pretrained("smollm2-135m-instruct"), load_tokenizer(path)
     prompt = "The capital of France is"
-    ours = tok.decode(generate(model, [tok.encode(prompt)], 2)[0])
-    assert ours == theirs(prompt, 2) == " Paris."
+    ours = tok.decode(generate(model, [tok.encode(prompt)], 5)[0])
+    assert ours == theirs(prompt, 5) == " Paris.\n\nThe"
 
 
 def test_chat_by_name():
