@@ -35,7 +35,7 @@ test: setup
 TE := 2.20.2
 TE_PIP := .venv-te/bin/python -m pip --disable-pip-version-check
 test-te: .venv-te/installed
-	OMP_NUM_THREADS=2 PYTHONPATH=. .venv-te/bin/python -m pytest tests/te_cpu/check_te.py
+	OMP_NUM_THREADS=1 PYTHONPATH=. .venv-te/bin/python -m pytest tests/te_cpu/check_te.py
 
 .venv-te/installed: tests/te_cpu/requirements.txt constraints.txt
 	test -x .venv-te/bin/python || $(PYTHON) -m venv .venv-te

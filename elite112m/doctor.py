@@ -84,7 +84,6 @@ def auto_precision(device)->str:
     "What `pretrain.precision=auto` chooses here and why."
     chosen = pick_precision("auto", device)
     if device.type != "cpu": return f"{chosen} on {device.type}"
-    if chosen == "bf16": return "bf16 on cpu: its BF16 units are faster"
     if cpu_bf16().startswith("in"): return "fp32 on cpu; bf16 has hardware here, compare --set pretrain.precision=bf16"
     return "fp32 on cpu: bf16 would be emulated"
 

@@ -8,7 +8,11 @@ from conftest import sh
 
 
 def test_smollm2_continues_as_llama_cpp_does():
-    "The same file, read by us (dequantised, FP32) and by llama.cpp (quantised arithmetic): our reading of the format is not only our own."
+    """The same file, read by us (dequantised, FP32) and by llama.cpp: our reading of the format is not only our own and not only transformers'.
+
+    llama.cpp quantises the activations as well, which decides near ties otherwise: after "The", " United" leads
+    " answer" by 0.36 nats there, " answer" leads by 0.22 here.
+    With the file rewritten in F32 (540 MB, tried once) it says the same as we do for 24 tokens of three prompts; 05_model compares transformers."""
     import xllamacpp
     from elite112m.generate import generate
     from elite112m.model import CausalLM
@@ -25,8 +29,8 @@ def test_smollm2_continues_as_llama_cpp_does():
 
     model, tok = CausalLM.from_pretrained("smollm2-135m-instruct"), load_tokenizer(path)
     prompt = "The capital of France is"
-    ours = tok.decode(generate(model, [tok.encode(prompt)], 2)[0])  # later tokens are near ties, which quantised activations decide otherwise
-    assert ours == theirs(prompt, 2) == " Paris."
+    ours = tok.decode(generate(model, [tok.encode(prompt)], 5)[0])
+    assert ours == theirs(prompt, 5) == " Paris.\n\nThe"
 
 
 def test_chat_by_name():
