@@ -153,7 +153,7 @@ def test_checkpoint_of_another_preset_is_refused(stopped, tmp_path, tiny):
 # ---- ranks ---------------------------------------------------------------------------------------
 
 def torchrun(run, n=2, **kw):
-    return subprocess.Popen([BIN / "torchrun", f"--nproc-per-node={n}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--no-python",
+    return subprocess.Popen([BIN / "torchrun", f"--nproc-per-node={n}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--no-python", "--",
                              BIN / "elite112m", "pretrain", "--run", run], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV, **kw)
 
 
