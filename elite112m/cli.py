@@ -17,6 +17,7 @@ from .config import InputError, SECTIONS
 from .presets import PRESETS, preset, to_dict
 from .cost import presets_table
 from .provenance import absolute
+from .sweep import sweep
 from .stage import CANNOT_WRITE, Run, STAGES, text_table, write_json
 
 # %% ../nbs/15_cli.ipynb #861cfe61
@@ -107,6 +108,7 @@ def _stage_command(stage):
     cli.command(stage, help=_HELP[stage], epilog=f"Example: elite112m {stage} --run runs/nano")(to(command) if stage == "export" else command)
 
 for stage in STAGES: _stage_command(stage)
+cli.add_command(sweep)
 
 # %% ../nbs/15_cli.ipynb #41d7d87e
 @cli.command(epilog="Example: elite112m presets")
