@@ -16,7 +16,7 @@ def rows_of(out):
     with open(out / "sweep.csv") as f: return {r["point"]: r for r in csv.DictReader(f)}
 
 
-def wait_for(what, seconds=120):
+def wait_for(what, seconds=300):
     end = time.time() + seconds
     while not what():
         assert time.time() < end, "nothing happened"
@@ -84,9 +84,9 @@ def test_interrupted_sweep_leaves_no_process(tmp_path, tiny):
     wait_for(lambda: len(list(tmp_path.glob("s/points/*/pretrain/checkpoints/step-*"))) >= 2)
     left = below(run.pid)
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=120)
     assert run.returncode == 130 and said.splitlines()[-1] == "elite112m: stopped; the same command goes on from here", said[-500:]
-    assert not psutil.wait_procs(left, timeout=20)[1]
+    assert not psutil.wait_procs(left, timeout=60)[1]
     assert {r["status"] for r in rows_of(tmp_path / "s").values()} == {"unfinished"}
 
 
