@@ -8,7 +8,7 @@ __all__ = ['prepared', 'prepare_points', 'train_point', 'work', 'start', 'caught
 
 # %% ../nbs/14b_sweep.ipynb #df312d85
 import json, os, re, signal, subprocess, sys, threading, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -80,8 +80,9 @@ def caught_signals():
 
 def _kill(child):
     import psutil
-    if child.poll() is None:
-        for p in [*psutil.Process(child.pid).children(recursive=True), child]: p.kill()
+    if child.poll() is not None: return
+    for p in [*psutil.Process(child.pid).children(recursive=True), child]:
+        with suppress(psutil.NoSuchProcess): p.kill()
 
 def threads_each(jobs:int)->int:
     "Threads for each of `jobs` processes that share this machine."
@@ -100,12 +101,13 @@ def run_here(folder, points, ended, # called with a point and its exit status
                 while waiting and len(running) < jobs and not came:
                     p = waiting.pop(0)
                     running[p.name] = p, start(Path(folder)/"points"/p.name, p, device, threads_each(jobs))
-                if came and not asked: click.echo("\nstopping: the points that run are saving; again to kill them", err=True)
+                signals = len(came)  # looked at once a round: one may come at any moment
+                if signals and not asked: click.echo("\nstopping: the points that run are saving; again to kill them", err=True)
                 for p, child in list(running.values()):
-                    if len(came) > 1: _kill(child)
-                    elif came and not asked: child.terminate()
+                    if signals > 1: _kill(child)
+                    elif signals and not asked: child.terminate()
                     if child.poll() is not None: running.pop(p.name); ended(p, None if came else child.returncode)
-                asked = len(came)
+                asked = signals
                 time.sleep(.1)
         finally:
             for _, child in running.values(): _kill(child)
@@ -146,10 +148,13 @@ def run_sweep(folder, name:str, settings:dict, grid:dict, seeds:int=1, jobs:int=
     check_device(device)
     for sources in {preset(name, p.settings).data.sources for p in points}: check_sources(sources)
     open_sweep(folder, name, settings)
-    prepare_points(folder, points)
-    todo = [p for p in points if status(folder, p) not in ("done", "diverged")]
-    try: _watch(folder, points, todo, lambda ended: launch(folder, todo, ended, jobs=jobs, device=device))
-    finally: write_page(folder)
+    lock = Run(folder).lock()
+    try:
+        prepare_points(folder, points)
+        todo = [p for p in points if status(folder, p) not in ("done", "diverged")]
+        try: _watch(folder, points, todo, lambda ended: launch(folder, todo, ended, jobs=jobs, device=device))
+        finally: write_page(folder)
+    finally: lock.release()
     return write_table(folder)
 
 # %% ../nbs/14b_sweep.ipynb #21dc2c6e
