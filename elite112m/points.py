@@ -78,6 +78,7 @@ def read_points(folder)->list[Point]:
     "The points in a sweep's folder."
     return [Point(**read_json(f)) for f in sorted(Path(folder).glob("points/*/point.json"))]
 
+# %% ../nbs/14aa_points.ipynb #de9fdc4f
 def validation(folder, p:Point)->list[tuple]:
     "The validation losses of a point, as (tokens, loss)."
     q = preset(p.preset, p.settings)
@@ -101,6 +102,7 @@ def row(folder, p:Point)->dict:
         "tok_s": round(statistics.median(rates)) if rates else "", "seconds": round((Run(path).record("pretrain") or {}).get("seconds", 0), 1),
         "error": (read_json(path/"error.json") or {}).get("error", "")}
 
+# %% ../nbs/14aa_points.ipynb #998b6f37
 def write_table(folder)->list[dict]:
     "Write `sweep.csv`; returns its rows."
     rows = [row(folder, p) for p in read_points(folder)]
@@ -120,6 +122,7 @@ def by_setting(folder)->dict:
         groups.setdefault(said or p.preset, []).append(p)
     return groups
 
+# %% ../nbs/14aa_points.ipynb #3f5a72bf
 def summary(folder)->list[dict]:
     "A row for each setting, best first: seeds, mean and standard deviation of the final validation loss."
     rows = []

@@ -61,6 +61,7 @@ def work():
     try: train_point(*args)
     except Stopped as e: sys.exit(128 + e.number)
 
+# %% ../nbs/14b_sweep.ipynb #04500a30
 def start(path, point:Point, device:str, threads:int)->subprocess.Popen:
     "Start the process of a point; it writes to `log.txt`."
     args = json.dumps([os.getpid(), str(path), point.preset, point.settings, device])
@@ -78,12 +79,14 @@ def caught_signals():
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
 
+# %% ../nbs/14b_sweep.ipynb #96f04dc5
 def _kill(child):
     import psutil
     if child.poll() is not None: return
     for p in [*psutil.Process(child.pid).children(recursive=True), child]:
         with suppress(psutil.NoSuchProcess): p.kill()
 
+# %% ../nbs/14b_sweep.ipynb #5b4db4ac
 def threads_each(jobs:int)->int:
     "Threads for each of `jobs` processes that share this machine."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -175,6 +178,7 @@ def _pairs(texts):
     for t in texts: need("=" in t, f"{t!r} is not of the form key=value")
     return dict(t.split("=", 1) for t in texts)
 
+# %% ../nbs/14b_sweep.ipynb #e35792ee
 def located(settings:dict)->dict:
     "Settings with the paths in them made absolute."
     found = dict(settings)
@@ -202,7 +206,7 @@ def sweep(name, grids, seeds, jobs, out, data, sets, device, launcher, slurm):
     launch = run_here if launcher == "here" else lambda *a, **kw: run_slurm(*a, **kw, options=_pairs(slurm))
     folder = Path(out or Path("sweeps")/name)
     rows = run_sweep(folder, name, located(settings), grid, seeds, jobs, device, launch)
-    said = [{"setting": r["setting"], "seeds": r["seeds"], "validation loss": f"{r['mean']:.4f}" + (f" +- {r['spread']:.4f}" if r["spread"] is not None else ""),
+    said = [{"setting": r["setting"], "seeds": r["seeds"], "validation loss": f"{r['mean']:.4f}"*bool(r["seeds"]) + (f" +- {r['spread']:.4f}" if r["spread"] is not None else ""),
              "": r["rest"]} for r in summary(folder)]
     click.echo(text_table(said))
     click.echo(f"table: {folder/'sweep.csv'}\npage:  {folder/'sweep.html'}", err=True)
