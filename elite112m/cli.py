@@ -15,9 +15,8 @@ import click
 from .config import InputError
 from .presets import PRESETS, preset
 from .cost import presets_table, step_tokens
-from .provenance import absolute
 from .stage import CANNOT_WRITE, Run, STAGES, resolve, silent, text_table
-from .tools import Group, Pairs, bench, complete, open_run, runs, tokenizer, track, track_option
+from .tools import Group, Pairs, bench, complete, located, open_run, runs, sweep, tokenizer, track, track_option
 
 # %% ../nbs/15_cli.ipynb #525dd23c
 def stage_options(f):
@@ -34,16 +33,6 @@ def stage_options(f):
         click.option("--force", is_flag=True, help="Redo stages that are finished, or that were made with other settings.")]):
         f = option(f)
     return f
-
-def _settings(sets, data, sft_data):
-    "Overrides from --set, --data and --sft-data, their paths made absolute."
-    settings = dict(sets)
-    for key, given in (("data.sources", data), ("sft.sources", sft_data)):
-        given = given or [x for x in settings.get(key, "").split(",") if x]
-        if given: settings[key] = [absolute(d) for d in given]
-    name = settings.get("tokenizer.name", "train")
-    if name not in ("train", "smollm2"): settings["tokenizer.name"] = str(Path(name).expanduser().resolve())
-    return settings
 
 # %% ../nbs/15_cli.ipynb #5c5e5b57
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -94,7 +83,7 @@ def run(name, out, stages, data, sft_data, sets, device, force, **length):
     chosen = [s for s in (stages or ",".join(STAGES)).split(",") if s]
     for s in chosen:
         if s not in STAGES: raise InputError(f"unknown stage {s!r}; there are {', '.join(STAGES)}")
-    _do(out or Path("runs")/name, name, _settings(sets, data, sft_data), chosen, force, device, **length)
+    _do(out or Path("runs")/name, name, located(dict(sets), data, sft_data), chosen, force, device, **length)
 
 # %% ../nbs/15_cli.ipynb #ea0a0179
 _HELP = {"prepare": "Turn text into a vocabulary and token shards.", "pretrain": "Train a fresh model on the prepared shards.",
@@ -106,13 +95,14 @@ def _stage_command(stage):
     @click.option("--preset", "name", help="Preset, for a new run folder.", shell_complete=complete(lambda: list(PRESETS)))
     @stage_options
     def command(path, name, data, sft_data, sets, device, force, to=None, **length):
-        _do(path, name, _settings(sets, data, sft_data), [stage], force, device, **length)
+        _do(path, name, located(dict(sets), data, sft_data), [stage], force, device, **length)
     to = click.option("--to", type=click.Choice(["hf"]), default="hf", show_default=True, help="Format to write: hf is a Hugging Face folder.")
     pretrain, sft = length_options("steps", "tokens", "hours", "extend"), length_options("hours", "extend")
     more = {"pretrain": lambda f: track_option(pretrain(f)), "sft": lambda f: track_option(sft(f)), "export": to}.get(stage, lambda f: f)
     cli.command(stage, help=_HELP[stage], epilog=f"Example: elite112m {stage} --run runs/nano")(more(command))
 
 for stage in STAGES: _stage_command(stage)
+cli.add_command(sweep)
 
 # %% ../nbs/15_cli.ipynb #41d7d87e
 @cli.command(epilog="Example: elite112m presets")

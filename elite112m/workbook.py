@@ -52,12 +52,13 @@ class JobStream:
 # %% ../nbs/14_workbook.ipynb #fedde38c
 class Signals:
     "Passes SIGINT and SIGTERM on to the kernels below this process; `number` is the signal that came, or None."
-    number = None
+    number, over = None, False
     def __enter__(self):
         caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
         self.old = {s: signal.signal(s, self.handle) for s in caught}
         return self
     def __exit__(self, *_):
+        self.over = True
         for s, handler in self.old.items(): signal.signal(s, handler)
 
     def handle(self, number, frame):
@@ -67,7 +68,16 @@ class Signals:
         threading.Thread(target=self.repeat, daemon=True).start()
 
     def repeat(self):
-        for _ in range(4): self.send(signal.SIGINT); time.sleep(1)
+        for _ in range(4):
+            if not self.over: self.send(signal.SIGINT); time.sleep(1)
+        while not self.over and self.worked(10) > .1: pass
+        if not self.over: self.send(signal.SIGKILL)
+
+    def worked(self, seconds)->float:
+        "Processor seconds of the kernels in the next `seconds`."
+        spent = lambda: sum(sum(c.cpu_times()[:2]) for c in psutil.Process().children())
+        before = spent(); time.sleep(seconds)
+        return spent() - before
 
     def send(self, number):
         for child in psutil.Process().children():
@@ -98,7 +108,6 @@ def _executed(run, stage):
 def run_notebook(run:Run, stage:str, **parameters):
     "Execute a stage's notebook for `run`. Raises `InputError`, `StageFailed` or `Stopped`."
     import papermill
-    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
     os.environ[COMMAND] = "1"
     os.environ.pop("IN_TEST", None)
@@ -113,9 +122,9 @@ def run_notebook(run:Run, stage:str, **parameters):
             line = next(iter(str(e.evalue).strip().splitlines()), "")
             if e.ename == "InputError": raise InputError(line) from None
             raise StageFailed(f"{stage} failed: {e.ename}: {line}", final) from None
-        except DeadKernelError:
+        except RuntimeError:  # nbclient's, for a kernel that died or never started
             if signals.number: raise Stopped(signals.number) from None
-            raise StageFailed(f"{stage} failed: its kernel died (killed, perhaps for want of memory)", final) from None
+            raise StageFailed(f"{stage} failed: its kernel died, or did not start (killed, perhaps for want of memory)", final) from None
         if signals.number: raise Stopped(signals.number)
 
 # %% ../nbs/14_workbook.ipynb #08d9c58a
