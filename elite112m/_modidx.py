@@ -399,6 +399,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'elite112m.meter.Meter._born': ('meter.html#meter._born', 'elite112m/meter.py'),
                                  'elite112m.meter.Meter._gone': ('meter.html#meter._gone', 'elite112m/meter.py'),
                                  'elite112m.meter.counted_flops': ('meter.html#counted_flops', 'elite112m/meter.py'),
+                                 'elite112m.meter.give_memory_back': ('meter.html#give_memory_back', 'elite112m/meter.py'),
                                  'elite112m.meter.metered_step': ('meter.html#metered_step', 'elite112m/meter.py'),
                                  'elite112m.meter.rss': ('meter.html#rss', 'elite112m/meter.py'),
                                  'elite112m.meter.saved_bytes': ('meter.html#saved_bytes', 'elite112m/meter.py')},

@@ -14,7 +14,7 @@ import torch
 
 from .config import ModelConfig, need
 from .presets import preset
-from .meter import rss
+from .meter import give_memory_back, rss
 from .model import CausalLM, hf_config
 from .trainer import maybe_compile
 from .stage import text_table
@@ -58,6 +58,7 @@ def measure(who:str, compiled:bool, m:ModelConfig, batch:int, length:int, steps:
     "Train a few steps on random tokens: tok/s (median step), the first loss, peak resident memory of this process in GB."
     before, times = rss("VmRSS"), []
     model = draw_weights(CausalLM(m) if who == "ours" else transformers_model(m)).train()
+    if who == "ours": give_memory_back(m)  # as our training does
     if compiled: maybe_compile(model, True) if who == "ours" else model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(.9, .95), weight_decay=.1, fused=True)
     for step in range(2 + steps):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['accumulate', 'validate', 'maybe_compile', 'recompute', 'Trainer', 'same_settings', 'Jump']
 
-# %% ../nbs/08d_trainer.ipynb #95cc9306
+# %% ../nbs/08d_trainer.ipynb #55ae32a9
 import math, shutil
 from dataclasses import asdict
 from functools import partial
@@ -20,6 +20,7 @@ from .cost import flops_per_token
 from .fp8 import autocast, pick_precision
 from .gauges import Gauges, LivePlot
 from .guards import Diverged, Guard, batch_of, block_bad_step, diagnose, skip
+from .meter import give_memory_back
 from .native import OFF
 from .optim import make_optimizers, set_lr
 from .ranks import ALONE, whole
@@ -73,7 +74,7 @@ def recompute(model):
     "Let each block keep its input only, and compute the rest again in the backward pass."
     for layer in model.model.layers: layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
-# %% ../nbs/08d_trainer.ipynb #dfa021f2
+# %% ../nbs/08d_trainer.ipynb #931402f8
 class Trainer:
     "Everything that changes while a model is trained, and what changes it."
     def __init__(self, job, model, tok, device, ranks=ALONE):
@@ -82,6 +83,7 @@ class Trainer:
         self.precision, self.shard = pick_precision(p.pretrain.precision, device), ranks.together and p.pretrain.shard
         need(not (ranks.together and self.precision == "fp8" and p.pretrain.fp8_recipe == "delayed"),
              "delayed scaling keeps one history a rank: choose pretrain.fp8_recipe=current with torchrun")
+        if device.type == "cpu": give_memory_back(model.config)
         self.model = model.to(device)
         self.fp8 = make_fp8(model, p.pretrain, device) if self.precision == "fp8" else OFF
         if self.cfg.recompute: recompute(model)
