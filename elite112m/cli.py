@@ -55,6 +55,7 @@ def length_options(*names):
 def _length(path, name, settings, force, section, steps=None, tokens=None, hours=None):
     "`settings` with --steps, --tokens or --hours in them."
     if sum(x is not None for x in (steps, tokens, hours)) > 1: raise InputError("--steps, --tokens and --hours all say how long: give one of them")
+    if tokens and not math.isfinite(tokens): raise InputError(f"--tokens {tokens} is not a finite number")
     if tokens: steps = math.ceil(tokens/step_tokens(resolve(Run(path), name, settings, force)))
     more = {f"{section}.hours": hours} if hours else {"pretrain.steps": steps, "pretrain.hours": 0.0} if steps else {}
     return settings | more

@@ -34,16 +34,17 @@ def measured_peak(device, dtype=torch.float32)->float:
         best = min(best, time.perf_counter() - start)
     return 2*n**3/best
 
-# %% ../nbs/08b_gauges.ipynb #2abe57f8
+# %% ../nbs/08b_gauges.ipynb #2d2a820c
 def energy(device)->float|None:
     "Joules that the GPU has used since its driver was loaded; None where nobody counts them."
     if device.type != "cuda": return None
+    try: import pynvml
+    except ImportError: return None
     try:
-        import pynvml
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)/1000
-    except (ImportError, pynvml.NVMLError): return None
+    except pynvml.NVMLError: return None
 
 # %% ../nbs/08b_gauges.ipynb #5fa14947
 class Gauges:

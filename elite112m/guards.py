@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['block_bad_step', 'Guard', 'batch_of', 'skip', 'Diverged', 'layers_of', 'diagnose']
 
-# %% ../nbs/08c_guards.ipynb #9188865a
+# %% ../nbs/08c_guards.ipynb #5672a53e
 import math, statistics
 from collections import deque
 from pathlib import Path
 
 import torch
 
+from .ranks import whole
 from .stage import write_json
 
 # %% ../nbs/08c_guards.ipynb #a7215c43
@@ -67,25 +68,26 @@ def skip(skips:list, a:int, b:int)->list:
         else: out.append([x, y])
     return out
 
-# %% ../nbs/08c_guards.ipynb #7d9ccec9
+# %% ../nbs/08c_guards.ipynb #462c95c6
 class Diverged(FloatingPointError):
     "A run that going back did not save."
 
 def layers_of(model)->list[dict]:
     "Norms of weights and gradients, the worst first: those that are not finite, then the largest gradients."
-    number = lambda t: None if t is None else t.detach().float().norm().item()
-    rows = [{"name": n, "weight_norm": number(p), "grad_norm": number(p.grad), "numbers_lost": int((~p.isfinite()).sum())} for n, p in model.named_parameters()]
+    number = lambda t: None if t is None else whole(t.detach()).float().norm().item()
+    rows = [{"name": n, "weight_norm": number(p), "grad_norm": number(p.grad), "numbers_lost": int((~whole(p.detach()).isfinite()).sum())} for n, p in model.named_parameters()]
     badness = lambda r: max(math.inf if v is not None and not math.isfinite(v) else (v or 0) for v in (r["grad_norm"], 1e9*bool(r["numbers_lost"])))
     return sorted(rows, key=badness, reverse=True)
 
-# %% ../nbs/08c_guards.ipynb #f744481b
+# %% ../nbs/08c_guards.ipynb #5b7f424e
 def diagnose(folder, why:str, step:int, batch:int, model,
     texts:list, # what the batch's rows say, decoded
     losses:list, # the last ones
+    write:bool=True, # whether this is the rank that writes; all must call it
 )->str:
     "Write `diagnosis.json`; returns it in one line."
     rows = layers_of(model)
-    write_json(Path(folder)/"diagnosis.json", {"why": why, "step": step, "batch": batch, "losses": [repr(x) for x in losses], "layers": [
+    if write: write_json(Path(folder)/"diagnosis.json", {"why": why, "step": step, "batch": batch, "losses": [repr(x) for x in losses], "layers": [
         {k: v if isinstance(v, (str, int)) or v is None or math.isfinite(v) else repr(v) for k, v in r.items()} for r in rows], "texts": texts})
     worst = rows[0]
     return (f"{why}; largest gradient in {worst['name']} (norm {worst['grad_norm'] or 0:.3g}, weights {worst['weight_norm']:.3g}); "

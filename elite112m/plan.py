@@ -14,7 +14,7 @@ from .config import need
 from .optim import lr_factor
 from .stage import say
 
-# %% ../nbs/06a_plan.ipynb #c7475536
+# %% ../nbs/06a_plan.ipynb #770be61f
 @dataclass
 class Plan:
     "The leg a run is in."
@@ -22,12 +22,13 @@ class Plan:
     last:int = 0          # its last step; an estimate where there are hours to fill
     hours:float = 0.0     # time it is to fill; 0: it has a number of steps
     seconds:float = 0.0   # time it has taken so far, interruptions not counted
+    leg:int = 1           # its number
 
     @property
     def fixed(self)->bool: return not self.hours
     def factor(self, step:int, cfg)->float:
         "Share of the peak learning rate at a step."
-        return lr_factor(step - self.first, max(self.last - self.first, 1), cfg)
+        return lr_factor(max(step - self.first, 0), max(self.last - self.first, 1), cfg)
 
 # %% ../nbs/06a_plan.ipynb #5fed2325
 def _replan(self, step:int,
@@ -39,20 +40,21 @@ def _replan(self, step:int,
 
 Plan.replan = _replan
 
-# %% ../nbs/06a_plan.ipynb #df2da63f
+# %% ../nbs/06a_plan.ipynb #6ef82e8f
 def plan_for(cfg, # `PretrainConfig` or `SFTConfig`
     steps:int, # of the whole run, where no hours are given
     old:dict=None, # the leg of the checkpoint, as a dict
     step:int=0, # steps done
-    extend:bool=False, # whether a finished run is to go on
+    leg:int=1, # the number of the leg to run
 )->Plan:
-    "The leg to run now."
-    if not old: return Plan(last=steps, hours=cfg.hours)
+    "The leg to run now. Raises `InputError` for a next leg that has no step left."
+    if not old: return Plan(last=steps, hours=cfg.hours, leg=leg)
     plan = Plan(**old)
-    over = step >= plan.last
-    if over and (extend or cfg.hours == 0 and steps > step): return Plan(first=step, last=steps, hours=cfg.hours)
+    if plan.leg < leg and step >= plan.last:
+        need(cfg.hours or steps > step, f"it has trained {step:,} steps already: to extend it, give more than that, or hours")
+        return Plan(first=step, last=steps, hours=cfg.hours, leg=leg)
     if not cfg.hours: plan.last, plan.hours = max(steps, step), 0.0
-    elif not over: plan.hours = cfg.hours
+    elif step < plan.last: plan.hours = cfg.hours
     return plan
 
 # %% ../nbs/06a_plan.ipynb #27aa270f

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['END', 'stop_flag', 'fit', 'per_byte', 'write_result', 'pretrain']
 
-# %% ../nbs/09_pretrain.ipynb #6c2c61bf
+# %% ../nbs/09_pretrain.ipynb #1f21c6b2
 import math, signal, threading, time
 from contextlib import closing, contextmanager, suppress
 
@@ -22,7 +22,7 @@ from .shards import Batches, prefetch
 from .stage import progress, say
 from .tokenizer import load_tokenizer
 from .trackers import follow
-from .trainer import Jump, Trainer, accumulate
+from .trainer import Jump, Trainer
 
 # %% ../nbs/09_pretrain.ipynb #9677bd9a
 @contextmanager
@@ -38,7 +38,7 @@ def stop_flag():
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
 
-# %% ../nbs/09_pretrain.ipynb #e60112d1
+# %% ../nbs/09_pretrain.ipynb #5ddfaa96
 END = 2**62  # prefetching does not know how long a run will be
 
 def _train(t, batch, held_out, step_tokens, stop, bar):
@@ -54,9 +54,9 @@ def _train(t, batch, held_out, step_tokens, stop, bar):
                 shown |= {"loss": row.get("loss"), "tok/s": f"{row['tok_s']:,.0f}"}
             last = t.step >= t.plan.last
             with t.gauges.pause():
-                if t.step % cfg.eval_every == 0 or last: t.val = shown["val"] = t.evaluate(held_out)
+                if t.step % cfg.eval_every == 0 or last: t.evaluate(held_out); shown["val"] = t.val[1]
                 if t.step % cfg.checkpoint_every == 0 or last: t.save()
-                t.tell_failed()
+                if not last: t.tell_failed()
             bar.total, bar.n = t.plan.last, t.step
             bar.set_postfix(shown, refresh=False)
             bar.update(0)
@@ -80,28 +80,32 @@ def _tell_failed(self, last=False):
 
 Trainer.replan, Trainer.tell_failed = _replan, _tell_failed
 
-# %% ../nbs/09_pretrain.ipynb #301b2859
-def _start(t, batch, held_out, steps, step_tokens, data_tokens):
-    "Plan the run, try how long a step takes, tell both, and keep the beginning."
-    t.plan = plan_for(t.cfg, steps, t.state.get("plan"), t.step, t.job.action == "extend")
+# %% ../nbs/09_pretrain.ipynb #b83dc08d
+def _trial(t, batch)->float:
+    "Seconds that a step will take, by trying one micro-batch twice (the first may compile); nothing is changed by it."
     parts = batch(batch_of(t.step, t.skips))
-    micro, n = tuple(a if a is None else a[:t.micro] for a in parts), math.ceil(len(parts[0])/t.micro)
-    t.fp8.begin(-END)  # off: a trial leaves no trace
-    for trial in range(2):
+    t.fp8.begin(-END)  # off
+    for _ in range(2):
         start = time.perf_counter()
-        t.model.zero_grad(); accumulate(t.model, [micro], t.device, t.precision).item(); t.model.zero_grad()
-        if (per_step := n*(time.perf_counter() - start)) > 5: break  # no need to try again
+        t.model.zero_grad(); t.gradients(tuple(a if a is None else a[:t.micro] for a in parts)).item(); t.model.zero_grad()
+        seconds = t.ranks.agree(time.perf_counter() - start)  # all ranks try equally often
+        if seconds > 30: break
+    return seconds*math.ceil(len(parts[0])/t.micro)
+
+def _start(t, batch, steps, step_tokens, data_tokens):
+    "Plan the run, try how long a step takes, tell both, and keep the beginning."
+    t.plan = plan_for(t.cfg, steps, t.state.get("plan"), t.step, t.job.leg)
+    per_step = _trial(t, batch)
     t.began = t.clock = time.perf_counter()
     t.from_step = t.read_at = t.step
-    t.ending = len(held_out)*per_step/n/3
-    t.plan.replan(t.step, per_step, t.ending)
+    t.plan.replan(t.step, per_step)
     t.plan.last = t.ranks.agree(t.plan.last)
-    size = 4*t.model.config.n_params*(2 if t.cfg.optimizer == "muon" else 3)
-    if t.ranks.first: announce(t.plan, t.step, t.what, step_tokens, data_tokens, per_step, size, t.cfg, t.folder)
-    if not t.state or t.step == t.plan.first: t.save()  # somewhere to go back to
+    size = 4*sum(p.numel()*(2 if "momentum" in g else 3) for o in t.opts for g in o.param_groups for p in g["params"])
+    if t.ranks.first and t.step < t.plan.last: announce(t.plan, t.step, t.what, step_tokens, data_tokens, per_step, size, t.cfg, t.folder)
+    t.save()  # somewhere to go back to, if there is nothing yet
     t.gauges.restart()
 
-# %% ../nbs/09_pretrain.ipynb #ecfd1009
+# %% ../nbs/09_pretrain.ipynb #d23f954a
 def fit(t:Trainer,
     batch, # number -> inputs, targets and document ids (or None): this rank's windows of one step
     held_out, # validation micro-batches, always the same
@@ -109,18 +113,20 @@ def fit(t:Trainer,
     step_tokens:int, data_tokens:int, # tokens of a step, and of the whole data
 )->float:
     "Train to the end of the plan; returns the last validation loss. Raises `KeyboardInterrupt` after a checkpoint if a signal asked to stop, `Diverged` if nothing helps."
-    _start(t, batch, held_out, steps, step_tokens, data_tokens)
-    with stop_flag() as stop, follow(t.folder), progress(t.plan.last, t.what, "step", t.step) as bar:
-        asked = lambda: t.ranks.any(stop.is_set(), t.device) if t.step % t.cfg.log_every == 0 or not t.ranks.together else False
-        while t.step < t.plan.last and not asked():
-            try: _train(t, batch, held_out, step_tokens, asked, bar)
-            except Jump as jump: t.go_back(jump, batch)
-    if t.step < t.plan.last:
-        with suppress(Jump): t.save()  # of a state that the guard would leave, the checkpoint before it is enough
-    t.tell_failed(last=True)
-    if t.ranks.first: t.metrics.close(); t.plot.draw(t.metrics.path, last=True)
-    if t.step >= t.plan.last: return t.val
-    say(f"{t.what}: stopped at step {t.step:,} of {t.plan.last:,}, checkpoint saved; the same command continues")
+    try:
+        _start(t, batch, steps, step_tokens, data_tokens)
+        with stop_flag() as stop, follow(t.folder), progress(t.plan.last, t.what, "step", t.step) as bar:
+            asked = lambda: t.ranks.any(stop.is_set(), t.device) if t.step % t.cfg.log_every == 0 or not t.ranks.together else False
+            while t.step < t.plan.last and not asked():
+                try: _train(t, batch, held_out, step_tokens, asked, bar)
+                except Jump as jump: t.go_back(jump, batch)
+            if t.step >= t.plan.last and t.val[0] != t.step: t.evaluate(held_out)
+            with suppress(Jump): t.save()  # a state that the guard would leave has a checkpoint before it
+            t.tell_failed(last=True)
+    finally:
+        if t.ranks.first: t.saver.finish(); t.metrics.close(); t.plot.draw(t.metrics.path, last=True)
+    if t.step >= t.plan.last: return t.val[1]
+    say(f"{t.what}: stopped at step {t.step:,} of {t.plan.last:,}, checkpoint saved at step {t.saved_at:,}; the same command continues")
     raise KeyboardInterrupt
 
 # %% ../nbs/09_pretrain.ipynb #a0340dc4

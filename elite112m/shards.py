@@ -288,10 +288,11 @@ def prefetch(batch, # step -> a list of tuples of arrays (or None)
                 if done.is_set(): return
                 put([tuple(map(tensor, part)) for part in batch(step)])
         except BaseException as e: put(e)
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
         for _ in range(start, stop):
             item = ready.get()
             if isinstance(item, BaseException): raise item
             yield item
-    finally: done.set()
+    finally: done.set(); thread.join()  # a thread that outlives the interpreter aborts it

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CANNOT_WRITE', 'STAGES', 'FREE', 'LENGTH', 'COMMAND', 'atomic', 'write_json', 'read_json', 'Stage', 'settings_of',
-           'inputs_of', 'Run', 'resolve', 'difference', 'plan', 'silent', 'say', 'progress', 'text_table', 'Job', 'job',
-           'save_preset', 'run_stage']
+           'inputs_of', 'Run', 'resolve', 'difference', 'is_longer', 'plan', 'silent', 'say', 'progress', 'text_table',
+           'Job', 'job', 'save_preset', 'run_stage']
 
 # %% ../nbs/00b_stage.ipynb #5c85191b
 import atexit, errno, json, os, resource, shutil, sys, tempfile, time, uuid
@@ -137,6 +137,13 @@ def difference(run:Run, stage:str, p:Preset,
         return f"other contents of {', '.join(getattr(p, STAGES[stage].inputs).sources)}"
 
 # %% ../nbs/00b_stage.ipynb #6eab9c64
+def is_longer(run:Run, stage:str, p:Preset)->bool:
+    "Whether a finished stage is to train on: for more hours, or to another length. Raises `InputError` for fewer steps than it has."
+    done = max((int(f.name[5:]) for f in run.folder(stage).glob("checkpoints/step-" + "[0-9]"*8)), default=0)
+    if getattr(p, stage).hours: return True
+    need(stage != "pretrain" or p.pretrain.steps >= done, f"{stage} in {run.path} has trained {done:,} steps already: give more than that, or hours")
+    return settings_of(p, stage) != run.record(stage)["settings"]
+
 def plan(run:Run, p:Preset, stages, force=False, extend=False)->dict:
     "`{stage: \"skip\" | \"continue\" | \"start\" | \"redo\" | \"extend\"}` for the chosen stages; `InputError` where something contradicts."
     todo = {}
@@ -149,7 +156,7 @@ def plan(run:Run, p:Preset, stages, force=False, extend=False)->dict:
         if not chosen: continue
         ready = s.reads is None or s.reads in todo or run.status(s.reads) == "done"
         need(ready, f"{s.name} needs a finished {s.reads} in {run.path}, which is {run.status(s.reads) if s.reads else ''}: run that stage first")
-        if status == "done" and longer and not force and settings_of(p, s.name) != run.record(s.name)["settings"]: todo[s.name] = "extend"
+        if status == "done" and longer and not force and is_longer(run, s.name, p): todo[s.name] = "extend"
         elif status == "absent": todo[s.name] = "start"
         elif force or status == "stale" or todo.get(s.reads, "skip") != "skip": todo[s.name] = "redo"
         else: todo[s.name] = "skip" if status == "done" else "continue" if s.resumable else "redo"
@@ -183,7 +190,8 @@ def text_table(rows:list[dict])->str:
 # %% ../nbs/00b_stage.ipynb #e0f7de4a
 class Job:
     "One stage of one run, being done."
-    def __init__(self, run, stage, p, action): self.run, self.stage, self.preset, self.action = run, STAGES[stage], p, action
+    def __init__(self, run, stage, p, action, leg=1): # leg: how often it has been extended, and one
+        self.run, self.stage, self.preset, self.action, self.leg = run, STAGES[stage], p, action, leg
     @property
     def folder(self)->Path: return self.run.folder(self.stage.name)
     @property
@@ -228,8 +236,9 @@ def _record(this):
     this.folder.mkdir(parents=True, exist_ok=True)
     rec = {"stage": s.name, "status": "running", "build": uuid.uuid4().hex, "read_build": run.record(s.reads)["build"] if s.reads else None,
            "settings": settings_of(this.preset, s.name), "inputs": inputs_of(this.preset, s.name),
-           "seconds": old["seconds"] if old else 0.0, "starts": (old["starts"] if old else 0) + 1, "versions": versions(), "machine": machine()}
+           "seconds": old["seconds"] if old else 0.0, "starts": (old["starts"] if old else 0) + 1, "legs": (old["legs"] if old else 0) + (not old or this.action == "extend"), "versions": versions(), "machine": machine()}
     write_json(this.folder/"stage.json", rec)
+    this.leg = rec["legs"]
     what = {"start": "starts", "redo": "starts over", "continue": "continues from its last checkpoint", "extend": "trains on"}[this.action]
     say(f"{s.name}: {what} in {this.folder}")
     try: yield this

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['accumulate', 'validate', 'maybe_compile', 'recompute', 'Trainer', 'same_settings', 'Jump']
 
-# %% ../nbs/08d_trainer.ipynb #55ae32a9
-import math, shutil
+# %% ../nbs/08d_trainer.ipynb #43b0e430
+import math, shutil, time
 from dataclasses import asdict
 from functools import partial
 
@@ -74,7 +74,7 @@ def recompute(model):
     "Let each block keep its input only, and compute the rest again in the backward pass."
     for layer in model.model.layers: layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
-# %% ../nbs/08d_trainer.ipynb #931402f8
+# %% ../nbs/08d_trainer.ipynb #0b0bb708
 class Trainer:
     "Everything that changes while a model is trained, and what changes it."
     def __init__(self, job, model, tok, device, ranks=ALONE):
@@ -89,14 +89,14 @@ class Trainer:
         if self.cfg.recompute: recompute(model)
         maybe_compile(model, p.pretrain.compile and self.what == "pretrain", self.fp8)
         self.forward, self.opts = ranks.wrap(model, self.shard), make_optimizers(model, self.cfg)
-        self.step, self.state, self.micro, self.retries = 0, {}, self.cfg.batch_size, 0
+        self.step, self.state, self.micro, self.retries, self.ending = 0, {}, self.cfg.batch_size, 0, 0.0
+        self.gauges = Gauges(device, flops_per_token(model.config), self.precision, ranks.world)
+        self.plot = LivePlot(f"{self.what}, {p.name}")
         for d in (self.folder, self.folder/"best") if ranks.first else (): sweep(d)
         self.saver = Saver(self.folder/"checkpoints", self.cfg.keep_last, self.cfg.keep_every) if ranks.first else None
         self.load(latest(self.folder/"checkpoints", say))
-        self.gauges = Gauges(device, flops_per_token(model.config), self.precision, ranks.world)
-        self.plot = LivePlot(f"{self.what}, {p.name}")
 
-# %% ../nbs/08d_trainer.ipynb #fec14eb7
+# %% ../nbs/08d_trainer.ipynb #69fccb48
 def _load(self, path):
     "Take everything from a checkpoint, or begin; then the metrics go on from there."
     if path:
@@ -104,8 +104,11 @@ def _load(self, path):
         same_settings(path, self.state["settings"], settings_of(self.job.preset, self.what))
         self.fp8.restore(load_fp8(path))
         say(f"{self.what}: continues at step {self.state['step']:,}")
+        for newer in steps_in(path.parent) if self.ranks.first else ():  # damaged: kept for who wants to look
+            if newer.name > path.name: newer.rename(newer.with_name(f"damaged-{newer.name}-{time.time():.0f}"))
     s = self.state
-    self.step, self.skips, self.best, self.val = s.get("step", 0), s.get("skips", []), s.get("best", math.inf), s.get("val")
+    self.step, self.skips, self.best, self.val = s.get("step", 0), s.get("skips", []), s.get("best", math.inf), s.get("val", [None, None])
+    self.saved_at = s.get("step")
     self.window, self.guard, self.pending = s.get("window", []), Guard(*s.get("guard", [])), []
     self.metrics = Metrics(self.folder/"metrics.jsonl", self.step) if self.ranks.first else None
 
@@ -144,29 +147,33 @@ def _gradients(self, batch, fp8=OFF):
 
 Trainer.update, Trainer.gradients = _update, _gradients
 
-# %% ../nbs/08d_trainer.ipynb #b3dd3554
-def _evaluate(self, held_out)->float:
-    "Validation loss, written down; the best model so far is kept."
+# %% ../nbs/08d_trainer.ipynb #ca7b37af
+def _evaluate(self, held_out):
+    "Find the validation loss and write it down; the best model so far is kept."
+    start = time.perf_counter()
     self.model.eval()
     self.fp8.begin(self.step)
     mine = held_out if self.shard or not self.ranks.together else held_out[self.ranks.rank::self.ranks.world]
-    loss = validate(self.model, mine, self.device, self.precision, self.fp8, ALONE if self.shard else self.ranks)
+    loss = self.ranks.agree(validate(self.model, mine, self.device, self.precision, self.fp8, ALONE if self.shard else self.ranks))
     bits = {"val_bits_per_byte": loss/math.log(2)*self.tokens_per_byte} if self.tokens_per_byte else {}
     if self.ranks.first: self.metrics.log(self.step, val_loss=loss, **bits)
     if loss < self.best:
         self.best, weights = loss, {n: whole(t.detach()).to("cpu", copy=True) for n, t in self.model.state_dict().items()}
         if self.ranks.first: self.saver.save_best(weights, self.model.config, self.folder/"best")
-    return loss
+    self.val, self.ending = [self.step, loss], time.perf_counter() - start
 
 def _save(self):
-    "Begin to write a checkpoint; training may go on at once."
+    "Begin to write a checkpoint of a step that has none; training may go on at once. While the guard is uneasy no older one goes."
     self.read()
+    if self.saved_at == self.step: return
+    calm = not (self.guard.bad or self.guard.high)
     s = {"step": self.step, "plan": asdict(self.plan), "skips": self.skips, "best": self.best, "val": self.val, "window": self.window, "guard": self.guard.state,
          "settings": settings_of(self.job.preset, self.what)}
     if self.ranks.first: self.metrics.sync()
     if self.ranks.first or self.shard: tensors = snapshot(self.model, self.opts, self.fp8.tensors())
-    if self.ranks.first: self.saver.save(self.step, tensors, self.model.config, s)
-    if not (self.guard.bad or self.guard.high): self.retries = 0
+    if self.ranks.first: self.saver.save(self.step, tensors, self.model.config, s, drop=calm)
+    self.saved_at = self.step
+    if calm: self.retries = 0
 
 Trainer.evaluate, Trainer.save, Trainer.tokens_per_byte = _evaluate, _save, None
 
@@ -197,13 +204,14 @@ def _log(self, step_tokens)->dict:
 
 Trainer.read, Trainer.log = _read, _log
 
-# %% ../nbs/08d_trainer.ipynb #324a18ba
+# %% ../nbs/08d_trainer.ipynb #91e5a9e2
 def _go_back(self, jump:Jump, batch):
     "To the last checkpoint before a jump, and around its batches. Raises `Diverged` after three attempts."
-    self.retries, steps = self.retries + 1, (max(jump.step - 1, 0), self.step - 1)
-    a, b = (batch_of(s, self.skips) for s in steps)
-    if self.ranks.first: self.saver.finish()
+    self.retries += 1
+    if self.ranks.first and (why := self.saver.finish()): say(f"{self.what}: a save failed: {why}")
     saved = self.ranks.agree(latest(self.folder/"checkpoints", say, jump.step) if self.ranks.first else None)
+    first = max(jump.step - 1, int(saved.name[5:]) if saved else 0)
+    a, b = (batch_of(s, self.skips) for s in (first, self.step - 1))
     if self.retries > 3 or not saved: self.give_up(str(jump), a, batch)
     skips = skip(self.skips, a, b + 1)
     say(f"{self.what}: {jump} at step {jump.step:,}; back to step {int(saved.name[5:]):,}, without batches {a:,} to {b:,}")
@@ -213,8 +221,8 @@ def _go_back(self, jump:Jump, batch):
             if path.name > saved.name: shutil.rmtree(path)
     seconds = self.plan.seconds
     self.load(saved)
-    self.skips, self.plan.seconds, self.read_at = skips, seconds, self.step
-    if self.ranks.first: self.metrics.log(self.step + 1, event=f"went back: {jump}", batches_left_out=[a, b])
+    self.skips, self.plan.seconds, self.read_at, self.from_step, self.began = skips, seconds, self.step, self.step, time.perf_counter()
+    if self.ranks.first: self.metrics.log(self.step + 1, event=f"went back: {jump}", batches_left_out=skips)
 
 def _give_up(self, why, number, batch):
     "Raise `Diverged`, with a diagnosis on the disk."
@@ -223,7 +231,7 @@ def _give_up(self, why, number, batch):
     self.gradients(parts)
     texts = [self.tok.decode(row[:200].tolist()) for row in torch.as_tensor(parts[0])]
     losses = [l for l, _ in self.window] + list(self.guard.past)[-20:]
-    line = diagnose(self.folder, why, self.step, number, self.model, texts, losses) if self.ranks.first else why
+    line = diagnose(self.folder, why, self.step, number, self.model, texts, losses, self.ranks.first)
     raise Diverged(f"{line}; lower {self.what}.lr or {self.what}.muon_lr, or look at the data")
 
 Trainer.go_back, Trainer.give_up = _go_back, _give_up

@@ -143,12 +143,12 @@ def run_rank(run:Run, name, settings, stages, force, device, extend)->Run:
     if not ranks.first: work(_told(run, stages[0], ranks.agree(None)))
     else:
         with job(stages[0], run.path, name, settings, force, extend) as this:
-            ranks.agree([to_dict(this.preset), this.action])
+            ranks.agree([to_dict(this.preset), this.action, this.leg])
             work(this)
     if ranks.together: dist.destroy_process_group()
     return run
 
-def _told(run, stage, preset_and_action): return Job(run, stage, from_dict(preset_and_action[0]), preset_and_action[1])
+def _told(run, stage, said): return Job(run, stage, from_dict(said[0]), *said[1:])
 
 # %% ../nbs/14_workbook.ipynb #d52bdc40
 def run_stages(path, # run folder
@@ -176,7 +176,7 @@ def run_stages(path, # run folder
         for stage, action in plan(run, p, stages, force, extend).items():
             if action == "skip": print(f"{stage}: finished before, with the same settings and inputs; skipped", file=sys.stderr)
             else: run_notebook(run, stage, preset=p.name, overrides=settings or {}, force=action == "redo", device=device,
-                              **({"extend": True} if action == "extend" else {}))
+                              **({"extend": True} if extend and stage in ("pretrain", "sft") else {}))
     except InputError:
         if fresh and run.record("prepare") is None: _withdraw(run, existed)
         raise

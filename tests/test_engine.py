@@ -97,6 +97,21 @@ def test_killed_anywhere_ends_the_same(prepared, whole, tmp_path, tiny, precisio
     assert not [f for f in run.rglob("*") if ".tmp" in f.name]
 
 
+def test_extension_killed_at_its_start_goes_on(whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    longer = STAGE.replace("sys.argv[1])", "sys.argv[1], settings={'pretrain.steps': 110}, extend=True)")
+    once = shutil.copytree(run, tmp_path / "once")
+    assert subprocess.run([sys.executable, "-c", longer, str(once)], env=ENV, capture_output=True).returncode == 0
+    p = subprocess.Popen([sys.executable, "-c", longer, str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV)
+    for line in p.stdout:
+        if "trains on" in line: break
+    time.sleep(random.Random(1).uniform(.1, 1))
+    p.kill(); p.communicate()
+    code, out = finish(run)
+    assert code == 0 and weights(run) == weights(once) != weights(whole), out
+    assert rows(run) == rows(once) and rows(run)[-1]["step"] == 110
+
+
 def test_full_disk_costs_the_save_only(prepared, whole, tmp_path):
     run = shutil.copytree(prepared, tmp_path / "run")
     largest = max(f.stat().st_size for f in (whole / "pretrain/checkpoints").rglob("*"))
@@ -152,22 +167,25 @@ def test_checkpoint_of_another_preset_is_refused(stopped, tmp_path, tiny):
 
 # ---- ranks ---------------------------------------------------------------------------------------
 
-def torchrun(run, n=2, **kw):
-    return subprocess.Popen([BIN / "torchrun", f"--nproc-per-node={n}", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--no-python", "--",
-                             BIN / "elite112m", "pretrain", "--run", run], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV, **kw)
-
-
-def test_one_rank_two_ranks_one_rank(stopped, whole):
-    "The curve of a run that goes on with two ranks, is stopped, and goes on with one, is that of one rank, but for the last digits."
-    p, lines = torchrun(stopped), []
+def two_ranks_for_a_while(run, *options):
+    "Goes on with two ranks, and is stopped some steps later."
+    command = [BIN / "torchrun", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--no-python", "--",
+               BIN / "elite112m", "pretrain", "--run", run, *options]
+    begun = max(int(c.name[5:]) for c in (run / "pretrain/checkpoints").glob("step-*"))
+    p, lines = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV), []
     for line in p.stdout:
         lines.append(line)
         if "plan:" in line: break
-    begun = max(int(c.name[5:]) for c in (stopped / "pretrain/checkpoints").glob("step-*"))
-    while p.poll() is None and not (stopped / f"pretrain/checkpoints/step-{(begun//4 + 3)*4:08d}").exists(): time.sleep(.01)
+    while p.poll() is None and max(int(c.name[5:]) for c in (run / "pretrain/checkpoints").glob("step-*")) < begun + 6: time.sleep(.01)
     p.terminate()
     out = "".join(lines) + p.communicate(timeout=120)[0]
     assert "checkpoint saved" in out and f"continues at step {begun}" in out, out
+
+
+def test_one_rank_two_ranks_one_rank(stopped, whole):
+    "A run that goes on with two ranks that copy the model, two that split it, and one, has the curve of one rank, but for the last digits."
+    two_ranks_for_a_while(stopped)
+    two_ranks_for_a_while(stopped, "--set", "pretrain.shard=true")
     code, out = finish(stopped)
     assert code == 0 and "continues at step" in out, out
     mine, theirs = rows(stopped), rows(whole)
@@ -188,8 +206,13 @@ def test_tokens_hours_and_extension_through_the_command_line(prepared, tmp_path)
     done = sh("elite112m", "pretrain", "--run", run, "--steps", "14", "--extend")
     assert done.returncode == 0 and "plan: 4 steps" in done.stderr, done.stderr
     assert rows(run)[-1]["step"] == 14
-    done = sh("elite112m", "pretrain", "--run", run, "--hours", "0.001", "--extend")
-    assert done.returncode == 0 and "about" in done.stderr and rows(run)[-1]["step"] > 14, done.stderr
+    done = sh("elite112m", "pretrain", "--run", run, "--steps", "9", "--extend")
+    assert done.returncode == 2 and "14 steps already" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    reached = 14
+    for _ in range(2):  # an hour more, and another
+        done = sh("elite112m", "pretrain", "--run", run, "--hours", "0.0005", "--extend")
+        assert done.returncode == 0 and rows(run)[-1]["step"] > reached, done.stderr
+        reached = rows(run)[-1]["step"]
     done = sh("elite112m", "pretrain", "--run", run, "--hours", "1", "--steps", "5")
     assert done.returncode == 2 and "give one of them" in done.stderr
     assert json.loads((run / "pretrain/stage.json").read_text())["status"] == "done"
