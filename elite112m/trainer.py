@@ -147,7 +147,7 @@ def _gradients(self, batch, fp8=OFF):
 
 Trainer.update, Trainer.gradients = _update, _gradients
 
-# %% ../nbs/08d_trainer.ipynb #ca7b37af
+# %% ../nbs/08d_trainer.ipynb #da87e3a1
 def _evaluate(self, held_out):
     "Find the validation loss and write it down; the best model so far is kept."
     start = time.perf_counter()
@@ -155,6 +155,7 @@ def _evaluate(self, held_out):
     self.fp8.begin(self.step)
     mine = held_out if self.shard or not self.ranks.together else held_out[self.ranks.rank::self.ranks.world]
     loss = self.ranks.agree(validate(self.model, mine, self.device, self.precision, self.fp8, ALONE if self.shard else self.ranks))
+    if self.shard: self.model.reshard()  # a forward pass without a backward one leaves the outer weights whole
     bits = {"val_bits_per_byte": loss/math.log(2)*self.tokens_per_byte} if self.tokens_per_byte else {}
     if self.ranks.first: self.metrics.log(self.step, val_loss=loss, **bits)
     if loss < self.best:
