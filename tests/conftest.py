@@ -18,6 +18,12 @@ def sh(*args, timeout=300, **kw):
     return subprocess.run([str(BIN / args[0]), *map(str, args[1:])], capture_output=True, text=True, timeout=timeout, env=ENV, **kw)
 
 
+def pytest_collection_modifyitems(items):
+    "The checks of a file stay on one worker, so that what they share is made once; notebooks share nothing."
+    for item in items:
+        if item.module.__name__ != "test_notebooks": item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
 @pytest.fixture(scope="session")
 def tiny():
     "Options that shrink the nano preset to seconds."

@@ -14,8 +14,8 @@ import pytest
 
 from conftest import BIN, ENV, sh
 
-# ELITE112M_KILLS=20 ELITE112M_KILL_PRESET=nano: the whole nano, twenty times killed (about half an hour)
-KILLS, NANO = int(os.environ.get("ELITE112M_KILLS", 3)), os.environ.get("ELITE112M_KILL_PRESET") == "nano"
+# ELITE112M_KILLS=20 ELITE112M_KILL_PRESET=nano: the whole nano, twenty times killed (about ten minutes)
+KILLS, NANO = int(os.environ.get("ELITE112M_KILLS", 2)), os.environ.get("ELITE112M_KILL_PRESET") == "nano"
 STAGE = "import sys; from elite112m.pretrain import pretrain; from elite112m.stage import run_stage; run_stage(pretrain, sys.argv[1])"
 LONG = {"pretrain.steps": 90, "pretrain.checkpoint_every": 4, "pretrain.log_every": 3, "pretrain.eval_every": 7}
 
@@ -60,26 +60,29 @@ def whole(prepared, tmp_path_factory):
     return run
 
 
-def kill_often(run, times, seed, first=5.0, last=6.0):
-    "SIGKILL the stage at random moments; returns the steps it had reached."
-    rng, reached = random.Random(seed), []
+def kill_often(run, times, steps, seed):
+    "SIGKILL the stage at random moments, spread over its steps; returns the steps it had reached."
+    rng, reached = random.Random(seed), [0]
     for _ in range(times):
         p = stage(run)
-        before = time.time()
-        while p.poll() is None and not (run / "pretrain/metrics.jsonl").exists() and time.time() - before < 60: time.sleep(.05)
         for line in p.stdout:
             if "plan:" in line: break  # from here on it trains
-        time.sleep(rng.uniform(0, last if NANO else 1.2))
+        goal = reached[-1] + rng.randint(0, 2 * steps // (times + 1))
+        while p.poll() is None and reached_step(run) < goal: time.sleep(.02)
+        time.sleep(rng.uniform(0, .5))
         p.kill(); p.communicate()
-        reached.append(max([r["step"] for r in rows(run)], default=0))
+        reached.append(reached_step(run))
         if (run / "pretrain/model.safetensors").exists(): break
-    return reached
+    return reached[1:]
+
+
+def reached_step(run): return max([r["step"] for r in rows(run)], default=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp8"])
 def test_killed_anywhere_ends_the_same(prepared, whole, tmp_path, tiny, precision):
     if NANO:
-        nano = {"pretrain.precision": precision, "pretrain.checkpoint_every": 25}
+        nano = {"pretrain.precision": precision, "pretrain.checkpoint_every": 10}
         base = prepared_run(tmp_path / "nano", [], nano)
     elif precision == "fp8":
         base = prepared_run(tmp_path / "fp8", tiny, LONG | {"pretrain.precision": "fp8"})
@@ -88,7 +91,7 @@ def test_killed_anywhere_ends_the_same(prepared, whole, tmp_path, tiny, precisio
     if base is not prepared:
         whole = base
         assert finish(whole)[0] == 0
-    reached = kill_often(run, KILLS if precision == "fp32" else max(KILLS // 3, 1), seed=precision, last=12.0)
+    reached = kill_often(run, KILLS if precision == "fp32" else max(KILLS // 3, 1), 720 if NANO else LONG["pretrain.steps"], precision)
     print("killed at", reached)
     code, out = finish(run)
     assert code == 0, out
