@@ -165,7 +165,8 @@ def track_status(path):
 @click.option("--slurm", multiple=True, type=Pairs(), help="For Slurm, for example partition=gpu. Repeatable.")
 def sweep(name, grids, seeds, jobs, out, data, sets, device, launcher, slurm):
     "Pretrain every combination of a few settings: one table, one page."
-    from elite112m.sweep import read_grid, run_here, run_slurm, run_sweep, summary
+    from elite112m.points import read_grid, summary
+    from elite112m.sweep import run_here, run_slurm, run_sweep
     grid = {k: [located({k: v})[k] for v in values] for k, values in read_grid(grids).items()}
     launch = run_here if launcher == "here" else lambda *a, **kw: run_slurm(*a, **kw, options=dict(slurm))
     folder = Path(out or Path("sweeps")/name)

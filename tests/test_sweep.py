@@ -16,10 +16,10 @@ def rows_of(out):
     with open(out / "sweep.csv") as f: return {r["point"]: r for r in csv.DictReader(f)}
 
 
-def wait_for(what, seconds=300):
+def wait_for(process, what, seconds=300):
     end = time.time() + seconds
     while not what():
-        assert time.time() < end, "nothing happened"
+        assert process.poll() is None and time.time() < end, "nothing happened"
         time.sleep(.1)
 
 
@@ -32,7 +32,7 @@ def swept(tmp_path_factory, tiny):
     out = tmp_path_factory.mktemp("sweeps") / "lr"
     args = ["elite112m", "sweep", "nano", *tiny, *GRID, "--out", out]
     first = subprocess.Popen([str(BIN / args[0]), *map(str, args[1:])], env=ENV, stderr=subprocess.DEVNULL)
-    wait_for(lambda: list(out.glob("points/*/pretrain/model.safetensors")) and below(first.pid))
+    wait_for(first, lambda: list(out.glob("points/*/pretrain/model.safetensors")) and below(first.pid))
     left = below(first.pid)
     first.kill()
     first.wait()
@@ -81,7 +81,7 @@ def test_other_settings_do_not_mix(swept, tiny):
 def test_interrupted_sweep_leaves_no_process(tmp_path, tiny):
     args = [*tiny, "--set", "pretrain.steps=100000", "--grid", "pretrain.lr=1e-3,2e-3", "--jobs", "2", "--out", str(tmp_path / "s")]
     run = subprocess.Popen([BIN / "elite112m", "sweep", "nano", *args], env=ENV, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(list(tmp_path.glob("s/points/*/pretrain/checkpoints/step-*"))) >= 2)
+    wait_for(run, lambda: len(list(tmp_path.glob("s/points/*/pretrain/checkpoints/step-*"))) >= 2)
     left = below(run.pid)
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=120)
