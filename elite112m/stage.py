@@ -236,7 +236,7 @@ def _record(this):
     this.folder.mkdir(parents=True, exist_ok=True)
     rec = {"stage": s.name, "status": "running", "build": uuid.uuid4().hex, "read_build": run.record(s.reads)["build"] if s.reads else None,
            "settings": settings_of(this.preset, s.name), "inputs": inputs_of(this.preset, s.name),
-           "seconds": old["seconds"] if old else 0.0, "starts": (old["starts"] if old else 0) + 1, "legs": (old["legs"] if old else 0) + (not old or this.action == "extend"), "versions": versions(), "machine": machine()}
+           "seconds": old["seconds"] if old else 0.0, "starts": (old["starts"] if old else 0) + 1, "legs": (old.get("legs", 1) if old else 0) + (not old or this.action == "extend"), "versions": versions(), "machine": machine()}
     write_json(this.folder/"stage.json", rec)
     this.leg = rec["legs"]
     what = {"start": "starts", "redo": "starts over", "continue": "continues from its last checkpoint", "extend": "trains on"}[this.action]
