@@ -7,6 +7,7 @@ __all__ = ['accumulate', 'validate', 'maybe_compile', 'recompute', 'Trainer', 's
 
 # %% ../nbs/08d_trainer.ipynb #43b0e430
 import math, shutil, time
+from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 
@@ -168,8 +169,8 @@ def _save(self):
     self.read()
     if self.saved_at == self.step: return
     calm = not (self.guard.bad or self.guard.high)
-    s = {"step": self.step, "plan": asdict(self.plan), "skips": self.skips, "best": self.best, "val": self.val, "window": self.window, "guard": self.guard.state,
-         "settings": settings_of(self.job.preset, self.what)}
+    s = deepcopy({"step": self.step, "plan": asdict(self.plan), "skips": self.skips, "best": self.best, "val": self.val, "window": self.window,
+                  "guard": self.guard.state, "settings": settings_of(self.job.preset, self.what)})  # training goes on while it is written
     if self.ranks.first: self.metrics.sync()
     if self.ranks.first or self.shard: tensors = snapshot(self.model, self.opts, self.fp8.tensors())
     if self.ranks.first: self.saver.save(self.step, tensors, self.model.config, s, drop=calm)

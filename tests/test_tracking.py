@@ -28,7 +28,7 @@ with follow(folder, patience, nice=0):  # the machine is busy with other checks
         metrics.log(s, loss=9 - s/20, tok_s=time.time())
         if s % 20 == 0: metrics.log(s, val_loss=9 - s/25)
         if s == dies:
-            while not Path(go).exists() and time.time() < born + 90: time.sleep(.05)
+            while not Path(go).exists() and time.time() < born + 400: time.sleep(.05)
             os.kill(os.getpid(), signal.SIGKILL)
     metrics.close()
 """
@@ -107,7 +107,7 @@ def loop(folder, first, last, dies=0, go="-", patience=40, **kw):
 def state(folder): return json.loads((folder / "tracking.json").read_text())
 
 
-def until(true, seconds=60):
+def until(true, seconds=180):
     "Wait for something that has to happen."
     end = time.time() + seconds
     while not true():
@@ -155,7 +155,7 @@ def test_outages_cost_training_nothing_and_sync_makes_good(tmp_path):
         folders = {name: stage(tmp_path, name) for name in envs}
         loops = {name: loop(folders[name], 0, 100, env=envs[name], patience=8 if name == "hanging" else 40) for name in envs}
         for name, p in loops.items():  # the hanging service has let nobody go yet
-            err = p.communicate(timeout=100)[1]
+            err = p.communicate(timeout=300)[1]
             assert p.returncode == 0 and "Error" not in err, (name, err)
             assert sent(map(json.loads, open(folders[name] / "metrics.jsonl"))) == expected(100), name
         until(lambda: not any(followers(f) for f in folders.values()))
@@ -180,7 +180,7 @@ def test_a_service_that_comes_back_gets_everything_while_training_goes_on(tmp_pa
         at["shaky"].mode = "ok"
         until(lambda: state(folder)["rows"] == 15)  # tries again by itself, after a pause
         go.touch()
-        assert p.wait(30) == -signal.SIGKILL
+        assert p.wait(120) == -signal.SIGKILL
         until(lambda: not followers(folder))  # its stage was killed; what was written is brought home all the same
         assert sent(at["shaky"].rows(state(folder)["run"])) == expected(100)
 
@@ -189,7 +189,7 @@ def test_killed_and_resumed_every_row_arrives_once(tmp_path):
     folder, go = stage(tmp_path), tmp_path / "go"
     with services(well="ok") as at:
         well = at["well"]
-        assert loop(folder, 0, 60, env=env(well)).wait(60) == 0
+        assert loop(folder, 0, 60, env=env(well)).wait(180) == 0
         until(lambda: state(folder)["state"] == "sent")
         run = state(folder)["run"]
         assert sent(well.rows(run)) == expected(60)
@@ -197,9 +197,9 @@ def test_killed_and_resumed_every_row_arrives_once(tmp_path):
         until(lambda: state(folder)["state"] == "sending" and state(folder)["rows"] == 15)
         followers(folder)[0].kill()
         go.touch()
-        assert p.wait(30) == -signal.SIGKILL
+        assert p.wait(120) == -signal.SIGKILL
         until(lambda: not followers(folder))  # what wandb had below it has gone by itself
-        assert loop(folder, 80, 120, env=env(well)).wait(60) == 0
+        assert loop(folder, 80, 120, env=env(well)).wait(180) == 0
         until(lambda: state(folder)["state"] == "sent")
         rows = well.rows(run)
         assert state(folder)["run"] == run and list(well.runs) == [run]
@@ -213,7 +213,7 @@ def test_killed_and_resumed_every_row_arrives_once(tmp_path):
         shutil.rmtree(folder)  # as --force does
         stage(tmp_path, "other")
         shutil.copytree(tmp_path / "other/pretrain", folder)
-        assert loop(folder, 0, 20, env=env(well)).wait(60) == 0
+        assert loop(folder, 0, 20, env=env(well)).wait(180) == 0
         until(lambda: state(folder)["state"] == "sent")
         assert state(folder)["run"] != run and sent(well.rows(state(folder)["run"])) == expected(20) and len(well.rows(run)) == 18
 
@@ -226,8 +226,8 @@ def test_offline_files_hold_every_row_once_and_stay_in_the_run(tmp_path):
     until(lambda: (folder / "tracking.json").exists() and state(folder)["rows"] == 9)
     for q in followers(folder): q.kill()
     go.touch()
-    assert p.wait(30) == -signal.SIGKILL
-    assert loop(folder, 40, 100, **off).wait(60) == 0
+    assert p.wait(120) == -signal.SIGKILL
+    assert loop(folder, 40, 100, **off).wait(180) == 0
     until(lambda: state(folder)["state"] == "sent")
     files = list(folder.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 1 and not list(here.iterdir())
@@ -240,7 +240,7 @@ def test_offline_files_hold_every_row_once_and_stay_in_the_run(tmp_path):
 def test_a_redone_stage_is_left_alone_by_the_follower_of_the_old_one(tmp_path):
     folder = stage(tmp_path)
     with services(hanging="hang") as at:
-        assert loop(folder, 0, 20, env=env(at["hanging"]), patience=8).wait(60) == 0
+        assert loop(folder, 0, 20, env=env(at["hanging"]), patience=8).wait(180) == 0
         until(lambda: at["hanging"].heard)
         assert followers(folder)
         shutil.rmtree(folder, ignore_errors=True)
