@@ -176,7 +176,7 @@ def exercises(out, n, seed):
 @click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "mps", "cpu"]), show_default=True)
 def chat(model, text, device, **settings):
     "Talk to a model."
-    from elite112m.generate import Chat
+    from elite112m.talk import Chat
     bot = Chat.open(model, device, **settings)
     if text is not None: click.echo(bot.say(text)); return
     click.echo(f"Talking to {model}. An empty line or Ctrl-D ends.", err=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'PUBLISHED', 'NOTES', 'suite', 'rate', 'judge', 'score', 'best_constant', 'normal', 'contaminated',
-           'trained_texts', 'answer_all', 'rows_table', 'evaluate']
+           'trained_texts', 'rows_table', 'evaluate']
 
 # %% ../nbs/12_evaluate.ipynb #ffc72ad4
 import json, re
@@ -12,17 +12,13 @@ import json, re
 import numpy as np
 
 from . import curriculum
-from .checkpoint import load_model
+from .chatmodel import ChatModel
 from .checks import check, well_formed_math, wilson
 from .curriculum import CATEGORIES
 from .builtin import conversation
 from .conversations import chosen
-from .fp8 import pick_device
-from .generate import generate
 from .shards import Split
-from .stage import atomic, progress, say, text_table, write_json
-from .chat import render
-from .tokenizer import load_tokenizer
+from .stage import atomic, say, text_table, write_json
 
 # %% ../nbs/12_evaluate.ipynb #bc43973c
 def suite(n:int)->list: # items a category
@@ -83,21 +79,6 @@ def trained_texts(folder, tok, limit:int=20_000_000)->list:
     ids = np.concatenate([s[:limit] for s in Split(folder, "train").shards])[:limit]
     return [tok.decode(ids[a:a + 1_000_000], special=True) for a in range(0, len(ids), 1_000_000)]
 
-# %% ../nbs/12_evaluate.ipynb #3c610ee6
-def answer_all(model, tok, items, max_new_tokens:int, batch_size:int)->tuple[list[str], list[bool]]:
-    "Greedy replies to the items, and whether each ended by itself."
-    prompts = [render(tok, conversation(i)[:1])[0] for i in items]
-    order = sorted(range(len(items)), key=lambda i: len(prompts[i]))
-    replies, ended, bar = [""]*len(items), [False]*len(items), progress(len(items), "evaluate", "item")
-    for at in range(0, len(order), batch_size):
-        rows = order[at:at + batch_size]
-        for i, ids in zip(rows, generate(model, [prompts[i] for i in rows], max_new_tokens, (tok.eot,))):
-            ended[i] = bool(ids) and ids[-1] == tok.eot
-            replies[i] = tok.decode(ids).strip()
-        bar.update(len(rows))
-    bar.close()
-    return replies, ended
-
 # %% ../nbs/12_evaluate.ipynb #41c20ab5
 def rows_table(results:dict)->list[dict]:
     "The six rows beside the original's published figures, ready to be printed."
@@ -107,15 +88,16 @@ def rows_table(results:dict)->list[dict]:
 # %% ../nbs/12_evaluate.ipynb #8a262ce4
 def evaluate(job, device="auto"):
     "Stage `evaluate`: answer the suite; writes generations.jsonl and results.json."
-    cfg, model, tok = job.preset.evaluate, load_model(job.source, pick_device(device)), load_tokenizer(job.source)
+    cfg, model = job.preset.evaluate, ChatModel.open(job.source, device)
     items = suite(cfg.items)
-    replies, ended = answer_all(model, tok, items, cfg.max_new_tokens, cfg.batch_size)
+    answers = model.replies([conversation(i)[:1] for i in items], cfg.max_new_tokens, cfg.batch_size, "evaluate")
+    replies, ended = [a.text for a in answers], [a.ended for a in answers]
     right = judge(items, replies)
     results = score(items, replies, right) | {"constant": best_constant(items), "items": len(items), "ended": sum(ended)/len(ended)}
     data = job.run.folder("prepare")
     tuned = job.preset.sft
     seen = [m["content"] for talk in chosen(tuned.sources, "train", tuned.examples, tuned.seed) for m in talk]
-    results["contaminated"] = contaminated(items, trained_texts(data, tok) + seen)
+    results["contaminated"] = contaminated(items, trained_texts(data, model.tok) + seen)
     with atomic(job.folder/"generations.jsonl") as tmp, open(tmp, "w", encoding="utf-8") as f:
         for i, r, v, e in zip(items, replies, right, ended):
             row = {"category": i.category, "prompt": i.prompt, "reply": r, "reference": i.reply, "correct": v, "ended": e}
