@@ -15,7 +15,7 @@ import click
 from .config import InputError
 from .presets import PRESETS, preset
 from .cost import presets_table, step_tokens
-from .stage import CANNOT_WRITE, Run, STAGES, resolve, silent, text_table
+from .stage import CANNOT_WRITE, Run, STAGES, resolve, silent, stages_of, text_table
 from .tools import Group, Pairs, bench, complete, located, open_run, runs, sweep, tokenizer, track, track_option
 
 # %% ../nbs/15_cli.ipynb #525dd23c
@@ -28,6 +28,8 @@ def stage_options(f):
         click.option("--sft-data", multiple=True, metavar="SOURCE",
                      help="Conversations to fine-tune on instead of the preset's: Alpaca, Dolly, GSM8K or messages in json, jsonl or parquet, hf:REPOSITORY, "
                           "curriculum, mixture. Repeatable."),
+        click.option("--from", "init", metavar="MODEL", help="Begin with this model (a run, a stage's or checkpoint's folder, a Llama-shaped Hugging Face folder, a GGUF "
+                     "file, or smollm2-135m-instruct): pretrain it further, or, where that is the first thing to do, fine-tune it."),
         click.option("--set", "sets", multiple=True, type=Pairs(), help="Override a field of the preset, for example pretrain.steps=100. Repeatable."),
         click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "mps", "cpu"]), help="Where to compute.", show_default=True),
         click.option("--force", is_flag=True, help="Redo stages that are finished, or that were made with other settings.")]):
@@ -43,7 +45,7 @@ def cli():
 # %% ../nbs/15_cli.ipynb #0dc08033
 def length_options(*names):
     "Options that say how long training is to be: some of steps, tokens, hours; and extend."
-    known = {"steps": click.option("--steps", type=click.IntRange(1), help="Pretrain for so many optimizer steps."),
+    known = {"steps": click.option("--steps", type=click.IntRange(1), help="Train for so many optimizer steps."),
              "tokens": click.option("--tokens", type=click.FloatRange(0, min_open=True), help="Pretrain on so many tokens, for example 2.5e9."),
              "hours": click.option("--hours", type=click.FloatRange(0, min_open=True), help="Fill so much time with training, whatever this machine manages in it."),
              "extend": click.option("--extend", is_flag=True, help="Let finished training go on, to more steps or for more hours.")}
@@ -57,16 +59,28 @@ def _length(path, name, settings, force, section, steps=None, tokens=None, hours
     if sum(x is not None for x in (steps, tokens, hours)) > 1: raise InputError("--steps, --tokens and --hours all say how long: give one of them")
     if tokens and not math.isfinite(tokens): raise InputError(f"--tokens {tokens} is not a finite number")
     if tokens: steps = math.ceil(tokens/step_tokens(resolve(Run(path), name, settings, force)))
-    more = {f"{section}.hours": hours} if hours else {"pretrain.steps": steps, "pretrain.hours": 0.0} if steps else {}
+    more = {f"{section}.hours": hours} if hours else {f"{section}.steps": steps, f"{section}.hours": 0.0} if steps else {}
     return settings | more
 
 # %% ../nbs/15_cli.ipynb #2dacef39
-def _do(path, name, settings, stages, force, device, extend=False, **length):
+def _begin(settings, init, stages)->dict:
+    "`settings` with --from in them, and every model to begin with as a path that means the same from any folder."
+    from elite112m.tokenizer import SMOLLM2_CHAT, find_model
+    if init:
+        first = next((s for s in stages if s in ("prepare", "pretrain", "sft")), None)
+        if not first: raise InputError("--from begins a training, and no stage here trains: pretrain or sft")
+        settings = settings | {f"{'sft' if first == 'sft' else 'pretrain'}.init": init}
+    for k in ("pretrain.init", "sft.init"):
+        if (place := settings.get(k)) and place != SMOLLM2_CHAT: settings = settings | {k: str(find_model(place).resolve())}
+    return settings
+
+def _do(path, name, settings, stages, force, device, extend=False, init=None, **length):
     from elite112m.report import write_report
     from elite112m.workbook import run_stages
-    settings = _length(path, name, settings, force, "sft" if stages == ["sft"] else "pretrain", **length)
+    settings = _length(path, name, _begin(settings, init, stages), force, "sft" if stages == ["sft"] else "pretrain", **length)
+    if init and stages == ["pretrain"] and Run(path).status("prepare") != "done": stages = ["prepare", "pretrain"]
     run = run_stages(path, name, settings, stages, force, device, extend)
-    if all(run.status(s) == "done" for s in STAGES) and not silent():
+    if all(run.status(s) == "done" for s in stages_of(run.preset)) and not silent():
         report = write_report(run)
         click.echo(f"report: {report}\nchat:   elite112m chat --model {os.path.relpath(run.path)}", err=True)
 
@@ -78,27 +92,28 @@ def _do(path, name, settings, stages, force, device, extend=False, **length):
 @length_options("steps", "tokens", "hours", "extend")
 @track_option
 @stage_options
-def run(name, out, stages, data, sft_data, sets, device, force, **length):
+def run(name, out, stages, data, sft_data, sets, device, force, init, **length):
     "From raw text to a report: all stages of PRESET, skipping those that are done."
     preset(name)
-    chosen = [s for s in (stages or ",".join(STAGES)).split(",") if s]
+    out, settings = out or Path("runs")/name, located(dict(sets), data, sft_data)
+    chosen = [s for s in (stages or ",".join(stages_of(resolve(Run(out), name, settings, force)))).split(",") if s]
     for s in chosen:
         if s not in STAGES: raise InputError(f"unknown stage {s!r}; there are {', '.join(STAGES)}")
-    _do(out or Path("runs")/name, name, located(dict(sets), data, sft_data), chosen, force, device, **length)
+    _do(out, name, settings, chosen, force, device, init=init, **length)
 
 # %% ../nbs/15_cli.ipynb #ea0a0179
-_HELP = {"prepare": "Turn text into a vocabulary and token shards.", "pretrain": "Train a fresh model on the prepared shards.",
-         "sft": "Fine-tune the pretrained model on conversations.", "evaluate": "Score the fine-tuned model on the 35 categories.",
+_HELP = {"prepare": "Turn text into a vocabulary and token shards.", "pretrain": "Train a fresh model, or a given one further, on the prepared shards.",
+         "sft": "Fine-tune the pretrained model, or a given one, on conversations.", "evaluate": "Score the fine-tuned model on the 35 categories.",
          "export": "Write the fine-tuned model as a Hugging Face folder."}
 
 def _stage_command(stage):
     @click.option("--run", "path", required=True, metavar="DIR", help="Run folder.", shell_complete=complete(runs))
     @click.option("--preset", "name", help="Preset, for a new run folder.", shell_complete=complete(lambda: list(PRESETS)))
     @stage_options
-    def command(path, name, data, sft_data, sets, device, force, to=None, **length):
-        _do(path, name, located(dict(sets), data, sft_data), [stage], force, device, **length)
+    def command(path, name, data, sft_data, sets, device, force, to=None, init=None, **length):
+        _do(path, name, located(dict(sets), data, sft_data), [stage], force, device, init=init, **length)
     to = click.option("--to", type=click.Choice(["hf"]), default="hf", show_default=True, help="Format to write: hf is a Hugging Face folder.")
-    pretrain, sft = length_options("steps", "tokens", "hours", "extend"), length_options("hours", "extend")
+    pretrain, sft = length_options("steps", "tokens", "hours", "extend"), length_options("steps", "hours", "extend")
     more = {"pretrain": lambda f: track_option(pretrain(f)), "sft": lambda f: track_option(sft(f)), "export": to}.get(stage, lambda f: f)
     cli.command(stage, help=_HELP[stage], epilog=f"Example: elite112m {stage} --run runs/nano")(more(command))
 
@@ -117,7 +132,7 @@ def presets():
 def status(path):
     "Which stages of a run are done, unfinished, or stale."
     run = open_run(path)
-    rows = [{"stage": s, "status": run.status(s), "seconds": f"{(run.record(s) or {}).get('seconds', 0):.0f}", "folder": str(run.folder(s))} for s in STAGES]
+    rows = [{"stage": s, "status": run.status(s), "seconds": f"{(run.record(s) or {}).get('seconds', 0):.0f}", "folder": str(run.folder(s))} for s in stages_of(run.preset)]
     click.echo(f"preset {run.preset.name}, made {run.info['created']}\n{text_table(rows)}")
 
 # %% ../nbs/15_cli.ipynb #abd63119

@@ -92,6 +92,7 @@ class DataConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     "What pretraining and fine-tuning have in common."
+    init:str = ""               # a model to begin with, of ours or of others: its shape and vocabulary count then, and model.context is a window's length
     batch_size:int = 8          # sequences a micro-batch
     accumulation:int = 1        # micro-batches a step
     optimizer:str = "muon"      # muon (AdamW for embedding and gains) or adamw (for everything)
@@ -138,6 +139,9 @@ class SFTConfig(TrainConfig):
     sources:tuple[str, ...] = ("curriculum",) # "curriculum", "mixture", or files of conversations, see 02h_conversations
     examples:int = 12_000       # conversations at most, all sources together
     epochs:float = 1.0          # passes over them
+    steps:int = 0               # optimizer steps, instead of epochs; 0: as many as the epochs take
+    recipe:str = "ours"         # ours (the preset's), or original, see 00a_presets
+    keep_best:bool = True       # the result is the weights with the lowest validation loss, rather than the last
     lr:float = 1e-3             # lower than in pretraining: the model is not to forget
     muon_lr:float = 0.01        # likewise
     warmup_steps:int = 10       # shorter, as the run is
@@ -188,7 +192,7 @@ pretrain.keep_last sft.keep_last sft.accumulation
 pretrain.muon_lr sft.muon_lr sft.clip sft.eval_every sft.log_every sft.checkpoint_every evaluate.items evaluate.max_new_tokens evaluate.batch_size""".split()
 _SHARES = """data.curriculum data.val_fraction pretrain.decay_fraction sft.decay_fraction pretrain.beta2 sft.beta2""".split()
 _NOT_NEGATIVE = """pretrain.warmup_steps pretrain.weight_decay pretrain.min_lr sft.warmup_steps sft.weight_decay sft.min_lr pretrain.fp8_warmup_steps pretrain.hours sft.hours pretrain.keep_every sft.keep_every
-data.seed data.min_chars data.workers pretrain.seed sft.seed""".split()
+sft.steps data.seed data.min_chars data.workers pretrain.seed sft.seed""".split()
 
 # %% ../nbs/00_config.ipynb #6c183ee3
 def check_preset(p):
@@ -202,9 +206,8 @@ def check_preset(p):
     need(p.data.sources, "data.sources is empty; give --data a file or a folder")
     need(p.sft.sources, 'sft.sources is empty; "curriculum" is always there')
     need(p.pretrain.packing in PACKINGS, f"pretrain.packing={p.pretrain.packing} is not one of {', '.join(PACKINGS)}")
-    for k, known in (("optimizer", OPTIMIZERS), ("decay_shape", DECAY_SHAPES)):
-        for s in ("pretrain", "sft"): need(get(f"{s}.{k}") in known, f"{s}.{k}={get(f'{s}.{k}')} is not one of {', '.join(known)}")
-    need(p.pretrain.recipe in RECIPES, f"pretrain.recipe={p.pretrain.recipe} is not one of {', '.join(RECIPES)}{did_you_mean(p.pretrain.recipe, RECIPES)}")
+    for k, known in (("optimizer", OPTIMIZERS), ("decay_shape", DECAY_SHAPES), ("recipe", RECIPES)):
+        for s in ("pretrain", "sft"): need(get(f"{s}.{k}") in known, f"{s}.{k}={get(f'{s}.{k}')} is not one of {', '.join(known)}{did_you_mean(get(f'{s}.{k}'), known)}")
     for k, known in (("precision", PRECISIONS), ("fp8_backend", FP8_BACKENDS), ("fp8_recipe", FP8_RECIPES)):
         need(getattr(p.pretrain, k) in known, f"pretrain.{k}={getattr(p.pretrain, k)} is not one of {', '.join(known)}")
     if p.pretrain.precision == "fp8": check_fp8(p.model)

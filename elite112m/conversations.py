@@ -55,8 +55,7 @@ def _turns(messages, where, faults):
         if not role or not text: faults["tool or empty turn"] += 1; left_out = True
         elif turns and turns[-1]["role"] == role: turns[-1]["content"] += "\n\n" + text
         else: turns.append({"role": role, "content": text})
-    if left_out and not any(t["role"] == "assistant" for t in turns): faults["only tools answer"] += 1; return None
-    need(any(t["role"] == "assistant" for t in turns), f"{where}: the assistant never speaks, so there is nothing to learn from it")
+    if not any(t["role"] == "assistant" for t in turns): faults["only tools answer" if left_out else "in which the assistant never speaks"] += 1; return None
     if turns[-1]["role"] == "user": turns.pop(); faults["unanswered turn"] += 1
     try: check_messages(turns)
     except InputError: faults["out of order"] += 1; return None
@@ -116,7 +115,10 @@ def chosen(specs, split:str, n:int, seed:int, faults:Counter=None):
 
 def check_conversations(specs):
     "Raise `InputError` unless every source yields a conversation, and one of them one for validation."
-    for spec in specs: need(next(conversations(parse_source(spec), "train", 0, Counter()), None), f"{spec} holds no conversation that can be used")
+    for spec in specs:
+        faults = Counter()
+        found = next(conversations(parse_source(spec), "train", 0, faults), None)
+        need(found, f"{spec} holds no conversation that can be used{''.join(f', {n:,} {k}' for k, n in faults.items())}")
     held = any(next(conversations(parse_source(spec), "val", 0, Counter()), None) for spec in specs)
     need(held, f"none of the conversations in {', '.join(specs)} is held out for validation; give more of them (one in {1/HELD:.0f} is)")
 

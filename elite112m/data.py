@@ -16,7 +16,7 @@ from .provenance import parse_source
 from .shards import FORMAT, SplitWriter, sealed, verify
 from .sources import Reader, check_sources, documents, in_proportion, pinned, reader
 from .stage import CANNOT_WRITE, progress, say, write_json
-from .tokenizer import Tokenizer, load_tokenizer, spells_everything, train_tokenizer
+from .tokenizer import Tokenizer, find_model, load_tokenizer, spells_everything, train_tokenizer
 
 # %% ../nbs/03_data.ipynb #9898f6eb
 def add_taught(merge:Merge, lane:Lane, split:str):
@@ -41,8 +41,12 @@ def sample(specs, characters:int)->list[str]:
 # %% ../nbs/03_data.ipynb #487007cc
 def make_tokenizer(cfg, # a `Preset`
 )->Tokenizer:
-    "The tokenizer the preset asks for: learnt from a sample of its data, or loaded."
-    if cfg.tokenizer.name != "train": return load_tokenizer(cfg.tokenizer.name)
+    "The tokenizer the preset asks for: that of the model to begin with, learnt from a sample of its data, or loaded."
+    if cfg.pretrain.init: return load_tokenizer(find_model(cfg.pretrain.init))
+    if cfg.tokenizer.name != "train":
+        tok = load_tokenizer(cfg.tokenizer.name)
+        tok.template = None  # a new model speaks our form, whose vocabulary it may have
+        return tok
     size, share, lessons = int(cfg.tokenizer.sample_mb*1e6), cfg.data.curriculum, taught("train", cfg.data.seed)
     texts, taken = sample(cfg.data.sources, int(size*(1 - share))), 0
     while taken < size*share:
@@ -116,7 +120,7 @@ def _with(hands, job):
     made = (out/"tokenizer.json").exists()
     tok = load_tokenizer(out) if made else make_tokenizer(cfg)
     need(spells_everything(tok.core), f"the tokenizer ({tok.origin}) drops what it cannot spell without a trace; give one that is byte-level or has an unknown token")
-    need(tok.vocab_size <= cfg.model.vocab_size, f"the tokenizer ({tok.origin}) has {tok.vocab_size} tokens, the model {cfg.model.vocab_size}: "
+    need(cfg.pretrain.init or tok.vocab_size <= cfg.model.vocab_size, f"the tokenizer ({tok.origin}) has {tok.vocab_size} tokens, the model {cfg.model.vocab_size}: "
          f"--set model.vocab_size={tok.vocab_size}")
     if not made: tok.save(out)
     say(f"prepare: vocabulary of {tok.vocab_size:,} tokens ({tok.origin})")

@@ -75,7 +75,8 @@ def contaminated(items, texts)->list:
     return [i.prompt for i in items if normal(i.prompt) in hay]
 
 def trained_texts(folder, tok, limit:int=20_000_000)->list:
-    "The training shard of a data folder as text, at most `limit` tokens of it."
+    "The training shard of a data folder as text, at most `limit` tokens of it; nothing where a run has no data of its own."
+    if not folder.exists(): return []
     ids = np.concatenate([s[:limit] for s in Split(folder, "train").shards])[:limit]
     return [tok.decode(ids[a:a + 1_000_000], special=True) for a in range(0, len(ids), 1_000_000)]
 

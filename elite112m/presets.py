@@ -47,15 +47,18 @@ def preset(name:str, # one of `PRESETS`
     return override(PRESETS[name], overrides or {})
 
 # %% ../nbs/00a_presets.ipynb #4465f4a2
-ORIGINAL = dict(optimizer="adamw", lr=8e-4, min_lr=1e-4, beta2=.999, weight_decay=.1, decay_all=True, clip=1.0,
-                warmup_steps=200, decay_fraction=.4, decay_shape="cosine")
+_ADAMW = dict(optimizer="adamw", beta2=.999, weight_decay=.1, decay_all=True, clip=1.0, decay_fraction=.4, decay_shape="cosine")
+ORIGINAL = {"pretrain": dict(_ADAMW, lr=8e-4, min_lr=1e-4, warmup_steps=200),
+            "sft": dict(_ADAMW, lr=3e-4, min_lr=3.75e-5, warmup_steps=5, steps=50)}
 
 def _recipe(p, settings):
     "The fields that a change of recipe sets, on top of `p`; `ours` gives the preset's back."
-    name = settings.get("pretrain.recipe", p.pretrain.recipe)
-    if name == p.pretrain.recipe: return {}
-    ours = PRESETS.get(p.name, p).pretrain
-    return {f"pretrain.{k}": v if name == "original" else getattr(ours, k) for k, v in ORIGINAL.items()}
+    out = {}
+    for section, theirs in ORIGINAL.items():
+        now, name = getattr(p, section).recipe, settings.get(f"{section}.recipe", getattr(p, section).recipe)
+        ours = getattr(PRESETS.get(p.name, p), section)
+        if name != now: out |= {f"{section}.{k}": v if name == "original" else getattr(ours, k) for k, v in theirs.items()}
+    return out
 
 # %% ../nbs/00a_presets.ipynb #c36a4fa6
 def _read(text, kind, key):

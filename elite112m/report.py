@@ -14,8 +14,9 @@ from jinja2 import Environment
 
 from .config import need
 from .evaluate import NOTES, PUBLISHED
-from .stage import Run, STAGES, atomic, read_json, settings_of
+from .stage import Run, atomic, read_json, settings_of, stages_of
 from .tracking import plot_metrics, read_metrics
+from .weights import read_config
 
 # %% ../nbs/13b_report.ipynb #24127e6f
 def svg(fig)->str:
@@ -30,8 +31,10 @@ def curves(run:Run)->str:
     "Loss curves of pretraining and fine-tuning, and the throughput, as SVG."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, 3, figsize=(12, 3), width_ratios=[3, 3, 2])
-    for ax, stage in zip(axes, ("pretrain", "sft")): plot_metrics(read_metrics(run.folder(stage)/"metrics.jsonl"), ax, stage)
-    for stage in ("pretrain", "sft"):
+    trained = [s for s in ("pretrain", "sft") if s in stages_of(run.preset)]
+    for ax, stage in zip(axes, trained): plot_metrics(read_metrics(run.folder(stage)/"metrics.jsonl"), ax, stage)
+    if len(trained) < 2: axes[1].remove()
+    for stage in trained:
         rows = [r for r in read_metrics(run.folder(stage)/"metrics.jsonl") if "tok_s" in r]
         axes[2].plot([r["step"] for r in rows], [r["tok_s"] for r in rows], label=stage)
     axes[2].set(xlabel="step", ylabel="tokens/s", title="throughput", ylim=(0, None)); axes[2].grid(alpha=.25); axes[2].legend(frameon=False)
@@ -55,22 +58,25 @@ def bars(results:dict)->str:
 # %% ../nbs/13b_report.ipynb #a59cb1e0
 def figures(run:Run)->dict:
     "All that the page shows, read from the run's records."
-    records = {s: run.record(s) for s in STAGES}
+    stages = stages_of(run.preset)
+    records = {s: run.record(s) for s in stages}
     generations = [json.loads(line) for line in (run.folder("evaluate")/"generations.jsonl").read_text(encoding="utf-8").splitlines()]
     first = list({g["category"]: g for g in reversed(generations)}.values())[::-1]
-    pretrain = read_metrics(run.folder("pretrain")/"metrics.jsonl")
+    trained = "pretrain" if "pretrain" in stages else "sft"
+    metrics = read_metrics(run.folder(trained)/"metrics.jsonl")
     weights = run.folder("sft")/"model.safetensors"
     return {"run": run.path.name, "info": run.info, "preset": run.preset,
-        "settings": "\n".join(f"{k}={v}" for s in STAGES for k, v in settings_of(run.preset, s).items()), "records": records,
-        "manifest": read_json(run.folder("prepare")/"manifest.json"), "results": read_json(run.folder("evaluate")/"results.json"),
+        "settings": "\n".join(f"{k}={v}" for s in stages for k, v in settings_of(run.preset, s).items()), "records": records,
+        "manifest": read_json(run.folder("prepare")/"manifest.json") if "prepare" in stages else None, "parameters": read_config(run.folder("sft")/"config.json").n_params,
+        "trained": trained, "tokens": [r["tokens"] for r in metrics if "tokens" in r][-1], "results": read_json(run.folder("evaluate")/"results.json"),
         "published": PUBLISHED, "notes": NOTES, "samples": first[::2], "weights_mb": weights.stat().st_size/1e6,
-        "val_loss": [r["val_loss"] for r in pretrain if "val_loss" in r][-1], "tok_s": sorted(r["tok_s"] for r in pretrain if "tok_s" in r),
+        "val_loss": [r["val_loss"] for r in metrics if "val_loss" in r][-1], "tok_s": sorted(r["tok_s"] for r in metrics if "tok_s" in r),
         "seconds": sum(r["seconds"] for r in records.values()), "memory": max(r["peak_memory_gb"] for r in records.values())}
 
 # %% ../nbs/13b_report.ipynb #ea40fcbd
 def write_report(run:Run)->Path:
     "Write `report.html` of a finished run and return its path. Raises `InputError` where a stage is missing."
-    for s in STAGES: need(run.status(s) == "done", f"the report needs all stages; {s} of {run.path} is {run.status(s)}: elite112m {s} --run {run.path}")
+    for s in stages_of(run.preset): need(run.status(s) == "done", f"the report needs all stages of the run; {s} of {run.path} is {run.status(s)}: elite112m {s} --run {run.path}")
     template = resources.files("elite112m").joinpath("assets/report.html").read_text(encoding="utf-8")
     shown = figures(run)
     page = Environment(autoescape=True).from_string(template).render(curves=curves(run), bars=bars(shown["results"]), **shown)

@@ -13,15 +13,15 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .checkpoint import load_model
+from .chat import foreign_template
 from .config import need
 from .conversations import chosen, fitted
 from .fp8 import pick_device
-from .pretrain import fit, write_result
+from .pretrain import begin_with, fit, write_result
 from .ranks import ALONE
 from .stage import say
-from .tokenizer import load_tokenizer
-from .trainer import Trainer
+from .tokenizer import find_model, load_tokenizer
+from .trainer import Trainer, window_of
 
 # %% ../nbs/10_sft.ipynb #6799f988
 def pack(conversations, # (ids, mask) pairs, as from `fitted`
@@ -67,17 +67,28 @@ def _windows(tok, cfg, split, n, context):
     return x, y, docs
 
 # %% ../nbs/10_sft.ipynb #5f1b0559
+def _begin(job):
+    "Model, tokenizer and window length to fine-tune with: the run's pretrained model, or the one it is to begin with."
+    given = job.preset.sft.init
+    source = find_model(given) if given else job.source
+    model, tok = begin_with(source), load_tokenizer(source)
+    window = window_of(model.config, job.preset)
+    form = "the form of conversations that it brings along" if foreign_template(tok) else "our form of conversations"
+    if given: say(f"sft: begins with {source}: {model.config.n_params:,} parameters, {form}, windows of {window:,} tokens (it can take {model.config.context:,})")
+    return model, tok, window
+
 def sft(job, device="auto", ranks=ALONE):
-    "Stage `sft`: fine-tune the pretrained model on conversations; writes model.safetensors, metrics.jsonl, checkpoints and the best model."
-    cfg, device, tok = job.preset.sft, pick_device(device), load_tokenizer(job.source)
-    model, size = load_model(job.source), cfg.batch_size*cfg.accumulation
+    "Stage `sft`: fine-tune a model on conversations; writes model.safetensors, metrics.jsonl, checkpoints and the best model."
+    cfg, device, (model, tok, window) = job.preset.sft, pick_device(device), _begin(job)
+    size = cfg.batch_size*cfg.accumulation
     mine = ranks.share(size, "sft")
-    train = _windows(tok, cfg, "train", cfg.examples, model.config.context)
-    held = _windows(tok, cfg, "val", max(cfg.examples//25, 10), model.config.context)
+    train = _windows(tok, cfg, "train", cfg.examples, window)
+    held = _windows(tok, cfg, "val", max(cfg.examples//25, 10), window)
     held_out = [tuple(a[i:i + cfg.batch_size] for a in held) for i in range(0, len(held[0]), cfg.batch_size)]
     torch.manual_seed(cfg.seed)
     t = Trainer(job, model, tok, device, ranks)
     batch = packed_batches(*train, size, cfg.seed, slice(ranks.rank*mine, (ranks.rank + 1)*mine))
-    loss = fit(t, batch, held_out, max(math.ceil(cfg.epochs*len(train[0])/size), 1), size*model.config.context, train[0].size)
-    write_result(t)
-    say(f"sft: validation loss {loss:.3f} a token of the assistant's")
+    steps = cfg.steps or max(math.ceil(cfg.epochs*len(train[0])/size), 1)
+    loss = fit(t, batch, held_out, steps, size*window, train[0].size)
+    write_result(t, cfg.keep_best)
+    say(f"sft: validation loss {loss:.3f} a token of the assistant's, at the end")

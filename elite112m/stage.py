@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CANNOT_WRITE', 'STAGES', 'FREE', 'LENGTH', 'COMMAND', 'atomic', 'write_json', 'read_json', 'Stage', 'settings_of',
-           'inputs_of', 'Run', 'resolve', 'difference', 'is_longer', 'plan', 'silent', 'say', 'progress', 'text_table',
-           'Job', 'job', 'save_preset', 'run_stage']
+           'inputs_of', 'reads', 'stages_of', 'Run', 'resolve', 'difference', 'is_longer', 'plan', 'silent', 'say',
+           'progress', 'text_table', 'Job', 'job', 'save_preset', 'run_stage']
 
 # %% ../nbs/00b_stage.ipynb #5c85191b
 import atexit, errno, json, os, resource, shutil, sys, tempfile, time, uuid
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from .config import InputError, Preset, SECTIONS, need
 from .presets import TINY, from_dict, override, preset, to_dict
-from .provenance import fingerprint, machine, versions
+from .provenance import fingerprint, machine, model_print, versions
 
 # %% ../nbs/00b_stage.ipynb #02574734
 CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}  # a disk that is full or not ours
@@ -59,18 +59,18 @@ class Stage:
     reads:str|None      # the stage whose folder it reads
     sections:tuple      # sections (or single fields) of the preset it depends on
     resumable:bool=False # whether a half-finished one can be continued
-    inputs:str=None     # section whose `sources` it reads
+    inputs:str=None     # section whose `sources` and `init` it reads
 
 STAGES = {s.name: s for s in [
-    Stage("prepare", "03_data", "data", None, ("tokenizer", "data", "model.vocab_size"), True, "data"),
-    Stage("pretrain", "09_pretrain", "pretrain", "prepare", ("model", "pretrain"), True),
-    Stage("sft", "10_sft", "sft", "pretrain", ("sft",), True, "sft"),
+    Stage("prepare", "03_data", "data", None, ("tokenizer", "data", "model.vocab_size", "pretrain.init"), True, "data"),
+    Stage("pretrain", "09_pretrain", "pretrain", "prepare", ("model", "pretrain"), True, "pretrain"),
+    Stage("sft", "10_sft", "sft", "pretrain", ("sft", "model.context"), True, "sft"),
     Stage("evaluate", "12_evaluate", "eval", "sft", ("evaluate",)),
     Stage("export", "13_export", "export", "sft", ("export",))]}
 
 # %% ../nbs/00b_stage.ipynb #b43efe56
 FREE = ("checkpoint_every", "keep_last", "keep_every", "recompute", "shard", "workers")  # may change at any time: results do not depend on them
-LENGTH = ("pretrain.steps", "pretrain.hours", "sft.epochs", "sft.hours")  # how long a stage trains; it may be extended
+LENGTH = ("pretrain.steps", "pretrain.hours", "sft.epochs", "sft.steps", "sft.hours")  # how long a stage trains; it may be extended
 
 def settings_of(p:Preset, stage:str)->dict:
     "The flat `{\"section.field\": value}` that `stage` depends on."
@@ -80,8 +80,19 @@ def settings_of(p:Preset, stage:str)->dict:
 
 def inputs_of(p:Preset, stage:str)->str|None:
     "A digest of the files and data sets that `stage` reads from outside the run; None if it reads none, or they are gone."
-    section = STAGES[stage].inputs
-    return fingerprint(getattr(p, section).sources) if section else None
+    cfg = getattr(p, STAGES[stage].inputs or "", None)
+    sources, init = getattr(cfg, "sources", ()), getattr(cfg, "init", "")
+    found = [fingerprint(sources)]*bool(sources) + [model_print(init)]*bool(init)
+    return None if None in found else "-".join(found) or None
+
+def reads(p:Preset, stage:str)->str|None:
+    "The stage whose folder `stage` reads; a fine-tuning that begins with a given model reads none."
+    return None if stage == "sft" and p.sft.init else STAGES[stage].reads
+
+def stages_of(p:Preset)->list[str]:
+    "The stages that make up a run: all, or those from the fine-tuning of a given model on."
+    names = list(STAGES)
+    return names[names.index("sft"):] if p.sft.init else names
 
 # %% ../nbs/00b_stage.ipynb #211d0e92
 class Run:
@@ -101,7 +112,7 @@ class Run:
         "`absent`, `unfinished`, `done`, or `stale` (the stage before it has been redone since)."
         rec = self.record(stage)
         if rec is None: return "absent"
-        before = STAGES[stage].reads
+        before = STAGES[stage].reads if rec["read_build"] else None
         if before and (self.status(before) != "done" or self.record(before)["build"] != rec["read_build"]): return "stale"
         return "done" if rec["status"] == "done" else "unfinished"
 
@@ -134,31 +145,33 @@ def difference(run:Run, stage:str, p:Preset,
     for k, made in rec["settings"].items():
         if k in new and made != new[k] and not (extend and k in LENGTH): return f"{k}={made}, not {new[k]}"
     if inputs_of(p, stage) not in (None, rec["inputs"]):
-        return f"other contents of {', '.join(getattr(p, STAGES[stage].inputs).sources)}"
+        cfg = getattr(p, STAGES[stage].inputs)
+        return f"other contents of {', '.join([*getattr(cfg, 'sources', ()), *[getattr(cfg, 'init', '')]*bool(getattr(cfg, 'init', ''))])}"
 
 # %% ../nbs/00b_stage.ipynb #6eab9c64
 def is_longer(run:Run, stage:str, p:Preset)->bool:
     "Whether a finished stage is to train on: for more hours, or to another length. Raises `InputError` for fewer steps than it has."
     done = max((int(f.name[5:]) for f in run.folder(stage).glob("checkpoints/step-" + "[0-9]"*8)), default=0)
     if getattr(p, stage).hours: return True
-    need(stage != "pretrain" or p.pretrain.steps >= done, f"{stage} in {run.path} has trained {done:,} steps already: give more than that, or hours")
-    return settings_of(p, stage) != run.record(stage)["settings"]
+    made, steps = run.record(stage)["settings"], getattr(p, stage).steps
+    need(not steps or steps >= done, f"{stage} in {run.path} has trained {done:,} steps already: give more than that, or hours")
+    return any(made.get(k, 0 if k in LENGTH else v) != v for k, v in settings_of(p, stage).items())  # a field of later than the record is no difference
 
 def plan(run:Run, p:Preset, stages, force=False, extend=False)->dict:
     "`{stage: \"skip\" | \"continue\" | \"start\" | \"redo\" | \"extend\"}` for the chosen stages; `InputError` where something contradicts."
     todo = {}
     for s in STAGES.values():
-        chosen, status = s.name in stages, run.status(s.name)
+        chosen, status, before = s.name in stages, run.status(s.name), reads(p, s.name)
         longer = extend and chosen and any(k.startswith(f"{s.name}.") for k in LENGTH)
         diff = difference(run, s.name, p, longer)
         hint = "--extend trains on, " if diff and diff.split("=")[0] in LENGTH else ""
         need(not diff or (chosen and force), f"{s.name} in {run.path} was made with {diff}; {hint}--force redoes it, --out starts another run")
         if not chosen: continue
-        ready = s.reads is None or s.reads in todo or run.status(s.reads) == "done"
-        need(ready, f"{s.name} needs a finished {s.reads} in {run.path}, which is {run.status(s.reads) if s.reads else ''}: run that stage first")
+        ready = before is None or before in todo or run.status(before) == "done"
+        need(ready, f"{s.name} needs a finished {before} in {run.path}, which is {run.status(before) if before else ''}: run that stage first")
         if status == "done" and longer and not force and is_longer(run, s.name, p): todo[s.name] = "extend"
         elif status == "absent": todo[s.name] = "start"
-        elif force or status == "stale" or todo.get(s.reads, "skip") != "skip": todo[s.name] = "redo"
+        elif force or status == "stale" or todo.get(before, "skip") != "skip": todo[s.name] = "redo"
         else: todo[s.name] = "skip" if status == "done" else "continue" if s.resumable else "redo"
     return todo
 
@@ -234,7 +247,7 @@ def _record(this):
     old = run.record(s.name) if this.action in ("continue", "extend") else None
     if not old: shutil.rmtree(this.folder, ignore_errors=True)
     this.folder.mkdir(parents=True, exist_ok=True)
-    rec = {"stage": s.name, "status": "running", "build": uuid.uuid4().hex, "read_build": run.record(s.reads)["build"] if s.reads else None,
+    rec = {"stage": s.name, "status": "running", "build": uuid.uuid4().hex, "read_build": run.record(before)["build"] if (before := reads(this.preset, s.name)) else None,
            "settings": settings_of(this.preset, s.name), "inputs": inputs_of(this.preset, s.name),
            "seconds": old["seconds"] if old else 0.0, "starts": (old["starts"] if old else 0) + 1, "legs": (old.get("legs", 1) if old else 0) + (not old or this.action == "extend"), "versions": versions(), "machine": machine()}
     write_json(this.folder/"stage.json", rec)

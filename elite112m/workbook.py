@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TORCHRUN', 'notebook', 'job_notebook', 'JobStream', 'Signals', 'StageFailed', 'Stopped', 'run_notebook', 'run_rank',
-           'run_stages', 'check_device']
+           'run_stages', 'check_model', 'check_device']
 
 # %% ../nbs/14_workbook.ipynb #0d1576a1
 import importlib, os, shutil, signal, sys, threading, time
@@ -19,6 +19,7 @@ from .conversations import check_conversations
 from .sources import check_sources
 from .presets import from_dict, to_dict
 from .stage import COMMAND, Job, Run, STAGES, job, plan, resolve, save_preset
+from .tokenizer import find_model, load_tokenizer
 
 # %% ../nbs/14_workbook.ipynb #b33b7c96
 def notebook(stage:str)->Path:
@@ -168,6 +169,8 @@ def run_stages(path, # run folder
     todo = plan(run, p, stages, force, extend)
     if todo.get("prepare", "skip") != "skip": check_sources(p.data.sources)
     if todo.get("sft", "skip") != "skip": check_conversations(p.sft.sources)
+    for s in ("pretrain", "sft"):
+        if todo.get(s, "skip") != "skip" and getattr(p, s).init: check_model(getattr(p, s).init)
     for s in todo: notebook(s)
     existed, fresh = run.path.exists(), run.info is None
     lock = run.lock()
@@ -178,7 +181,7 @@ def run_stages(path, # run folder
             else: run_notebook(run, stage, preset=p.name, overrides=settings or {}, force=action == "redo", device=device,
                               **({"extend": True} if extend and stage in ("pretrain", "sft") else {}))
     except InputError:
-        if fresh and run.record("prepare") is None: _withdraw(run, existed)
+        if fresh and not any(map(run.record, STAGES)): _withdraw(run, existed)
         raise
     finally: lock.release()
     return run
@@ -189,6 +192,12 @@ def _withdraw(run, existed):
     if not existed: shutil.rmtree(run.path, ignore_errors=True); return
     for name in ("run.json", ".lock", ".stage.lock"): (run.path/name).unlink(missing_ok=True)
     shutil.rmtree(run.path/"notebooks", ignore_errors=True)
+
+def check_model(place:str):
+    "Raise `InputError` unless a model to begin with is there, of a known kind, with its vocabulary."
+    from elite112m.weights import read_shape
+    path = find_model(place)
+    read_shape(path); load_tokenizer(path)
 
 def check_device(device:str):
     "Raise `InputError` for a device this machine has not; importing torch only where one is named."
