@@ -104,6 +104,7 @@ def _start(t, batch, steps, step_tokens, data_tokens):
     t.plan.last = t.ranks.agree(t.plan.last)
     size = 4*sum(p.numel()*(2 if "momentum" in g else 3) for o in t.opts for g in o.param_groups for p in g["params"])
     if t.ranks.first and t.step < t.plan.last: announce(t.plan, t.step, t.what, step_tokens, data_tokens, per_step, size, t.cfg, t.folder)
+    if t.ranks.first: t.tok.save(t.folder)  # so that every checkpoint below can be used
     t.save()  # somewhere to go back to, if there is nothing yet
     t.gauges.restart()
 

@@ -100,7 +100,6 @@ class Trainer:
         self.plot = LivePlot(f"{self.what}, {p.name}")
         for d in (self.folder, self.folder/"best") if ranks.first else (): sweep(d)
         self.saver = Saver(self.folder/"checkpoints", self.cfg.keep_last, self.cfg.keep_every) if ranks.first else None
-        if ranks.first: tok.save(self.folder)  # so that whatever is kept below can be used
         self.load(latest(self.folder/"checkpoints", say))
 
 # %% ../nbs/08d_trainer.ipynb #69fccb48
