@@ -140,6 +140,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'elite112m.cli._do': ('cli.html#_do', 'elite112m/cli.py'),
                                'elite112m.cli._length': ('cli.html#_length', 'elite112m/cli.py'),
                                'elite112m.cli._stage_command': ('cli.html#_stage_command', 'elite112m/cli.py'),
+                               'elite112m.cli._windowed': ('cli.html#_windowed', 'elite112m/cli.py'),
                                'elite112m.cli.chat': ('cli.html#chat', 'elite112m/cli.py'),
                                'elite112m.cli.cli': ('cli.html#cli', 'elite112m/cli.py'),
                                'elite112m.cli.doctor': ('cli.html#doctor', 'elite112m/cli.py'),

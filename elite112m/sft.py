@@ -91,4 +91,4 @@ def sft(job, device="auto", ranks=ALONE):
     steps = cfg.steps or max(math.ceil(cfg.epochs*len(train[0])/size), 1)
     loss = fit(t, batch, held_out, steps, size*window, train[0].size)
     write_result(t, cfg.keep_best)
-    say(f"sft: validation loss {loss:.3f} a token of the assistant's, at the end")
+    say(f"sft: validation loss {loss:.3f} a token of the assistant's")
