@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from .config import InputError, Preset, SECTIONS, need
 from .presets import TINY, from_dict, override, preset, to_dict
-from .provenance import fingerprint, machine, model_print, versions
+from .provenance import fingerprint, machine, model_print, versions, weights_at
 
 # %% ../nbs/00b_stage.ipynb #02574734
 CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}  # a disk that is full or not ours
@@ -167,6 +167,8 @@ def plan(run:Run, p:Preset, stages, force=False, extend=False)->dict:
         hint = "--extend trains on, " if diff and diff.split("=")[0] in LENGTH else ""
         need(not diff or (chosen and force), f"{s.name} in {run.path} was made with {diff}; {hint}--force redoes it, --out starts another run")
         if not chosen: continue
+        init = getattr(getattr(p, s.name, None), "init", "")
+        need(not init or not Path(weights_at(init) or init).resolve().is_relative_to(run.folder(s.name)), f"{s.name} in {run.path} cannot begin with {init}, which it would write over; give another run folder")
         ready = before is None or before in todo or run.status(before) == "done"
         need(ready, f"{s.name} needs a finished {before} in {run.path}, which is {run.status(before) if before else ''}: run that stage first")
         if status == "done" and longer and not force and is_longer(run, s.name, p): todo[s.name] = "extend"

@@ -129,6 +129,8 @@ def test_another_model_at_the_same_place_is_noticed(tuned, foreign, base, tmp_pa
     assert code == 2 and "other contents of" in said and str(place) in said and said.count("\n") == 1, said
     code, said = cli(capsys, "sft", "--run", run, "--from", base)
     assert code == 2 and "sft.init=" in said and "--force" in said, said
+    code, said = cli(capsys, "sft", "--run", run, "--from", run, "--force")  # it would be deleted before it is read
+    assert code == 2 and "would write over" in said and (run / "sft/model.safetensors").exists(), said
 
 
 def tune(run, **settings):
