@@ -12,6 +12,7 @@ from pathlib import Path
 from .chat import CHAT_TEMPLATE, render_template, segments, special_ids
 from .checkpoint import load_model
 from .config import InputError, need
+from .fast import as_format
 from .fp8 import pick_device
 from .generate import cut, generate, row_seeds
 from .stage import progress, read_json
@@ -53,10 +54,10 @@ class ChatModel:
         self.stop = {tok.eot, *special_ids(tok).values()} if template else {tok.eot}
 
     @classmethod
-    def open(cls, path, device="auto"):
+    def open(cls, path, device="auto", format="fp32"): # format: see `as_format`
         "The model of a run, folder, GGUF file, or name. Raises `InputError` where there is none."
         folder = find_model(path)
-        return cls(load_model(folder, pick_device(device)), load_tokenizer(folder), foreign_template(folder), str(path))
+        return cls(as_format(load_model(folder, pick_device(device)), format), load_tokenizer(folder), foreign_template(folder), str(path))
 
     @property
     def context(self)->int: return self.model.config.context
