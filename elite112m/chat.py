@@ -74,7 +74,7 @@ def render_template(tok:Tokenizer, messages, template:str)->list[int]:
         for a, b in pairs: text = text.replace(a, b)
         return text
     said = [m | {"content": swap(m["content"], masked.items())} for m in messages]
-    try: text = _environment().from_string(template).render(messages=said, add_generation_prompt=True, bos_token="", eos_token=EOT)
+    try: text = _environment().from_string(template).render(messages=said, add_generation_prompt=True, bos_token=getattr(tok, "bos_token", ""), eos_token=getattr(tok, "eos_token", EOT))
     except TemplateError as e: raise InputError(f"the model's chat template cannot be used: {str(e)[:100]}") from None
     pieces = re.split(f"({'|'.join(map(re.escape, special))})", text)
     return [i for p in pieces for i in ([special[p]] if p in special else tok.encode(swap(p, ((b, a) for a, b in masked.items()))))]

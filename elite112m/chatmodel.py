@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .chat import CHAT_TEMPLATE, render_template, segments, special_ids
-from .checkpoint import load_model
 from .config import InputError, need
 from .fast import as_format
+from .foreign import open_model, open_tokenizer
 from .fp8 import pick_device
 from .generate import cut, generate, row_seeds
 from .stage import progress, read_json
-from .tokenizer import gguf_fields, load_tokenizer
+from .tokenizer import gguf_fields
 from .weights import SMOLLM2_CHAT, find_weights
 
 # %% ../nbs/11a_chatmodel.ipynb #96417adb
@@ -57,7 +57,7 @@ class ChatModel:
     def open(cls, path, device="auto", format="fp32"): # format: see `as_format`
         "The model of a run, folder, GGUF file, or name. Raises `InputError` where there is none."
         folder = find_model(path)
-        return cls(as_format(load_model(folder, pick_device(device)), format), load_tokenizer(folder), foreign_template(folder), str(path))
+        return cls(as_format(open_model(folder, pick_device(device)), format), open_tokenizer(folder), foreign_template(folder), str(path))
 
     @property
     def context(self)->int: return self.model.config.context
@@ -85,7 +85,7 @@ def _replies(self, conversations, max_new_tokens:int=128, batch_size:int=64, wha
 
 def _complete(self, texts, max_new_tokens:int=64, batch_size:int=64, what:str="continuations", **how)->list[Reply]:
     "The continuation of each text."
-    return self._batched([self.tok.encode(t) or [self.tok.eot] for t in texts], max_new_tokens, batch_size, what, {self.tok.eot}, **how)
+    return self._batched([getattr(self.tok, "start", []) + self.tok.encode(t) or [self.tok.eot] for t in texts], max_new_tokens, batch_size, what, {self.tok.eot}, **how)
 
 def _batched(self, prompts, max_new_tokens, batch_size, what, stop, seed=None, stop_strings=(), **how):
     order, out, bar = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None]*len(prompts), progress(len(prompts), what, "item")

@@ -30,8 +30,11 @@ def by_input(w)->torch.Tensor: # (out, in)
 @torch.no_grad()
 def lay_out(model):
     "Give every matrix of `model` the order in which one token is fastest on a CPU; in place, the numbers stay."
+    done = {}  # a head that is the embedding stays so
     for m in model.modules():
-        if isinstance(m, (torch.nn.Linear, torch.nn.Embedding)): m.weight = torch.nn.Parameter(by_input(m.weight.detach()), requires_grad=False)
+        if not isinstance(m, (torch.nn.Linear, torch.nn.Embedding)): continue
+        if m.weight not in done: done[m.weight] = torch.nn.Parameter(by_input(m.weight.detach()), requires_grad=False)
+        m.weight = done[m.weight]
     return model
 
 # %% ../nbs/05f_fast.ipynb #3b1551bd
@@ -177,11 +180,12 @@ class PackedLM:
 # %% ../nbs/05f_fast.ipynb #b30fe93d
 FORMATS = {"fp32": None, "bf16": None, "int8": 8, "int4": 4}  # name: bits of packed weights
 
-def as_format(model:CausalLM, format:str="fp32"):
-    "`model` in one of `FORMATS`, ready to generate; it may be changed in place. Raises `InputError` for another, or where it cannot be had."
+def as_format(model, format:str="fp32"): # a `CausalLM`, or for fp32 and bf16 any model
+    "The model in one of `FORMATS`, ready to generate; it may be changed in place. Raises `InputError` for another, or where it cannot be had."
     need(format in FORMATS, f"unknown format {format!r}; there are {', '.join(FORMATS)}")
     on_cpu = model.device.type == "cpu"
     need(on_cpu or not FORMATS[format], f"--format {format} runs on the CPU: add --device cpu, or take bf16")
+    need(isinstance(model, CausalLM) or not FORMATS[format], f"--format {format} is for Llama-shaped models alone: take fp32 or bf16")
     if FORMATS[format]: return PackedLM(model, FORMATS[format])
     if format == "bf16": model = model.bfloat16()
     return lay_out(model) if on_cpu else model
