@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .config import InputError, need
-from .model import CausalLM, rope_table
+from .model import CausalLM, RMSNorm, rope_table
 
 # %% ../nbs/05f_fast.ipynb #83881a6c
 def by_input(w)->torch.Tensor: # (out, in)
@@ -182,5 +182,7 @@ def as_format(model, format:str="fp32"): # a `CausalLM`, or for fp32 and bf16 an
     need(on_cpu or not FORMATS[format], f"--format {format} runs on the CPU: add --device cpu, or take bf16")
     need(isinstance(model, CausalLM) or not FORMATS[format], f"--format {format} is for Llama-shaped models alone: take fp32 or bf16")
     if FORMATS[format]: return PackedLM(model, FORMATS[format])
-    if format == "bf16": model = model.bfloat16()
+    if format == "bf16":
+        model = model.bfloat16()
+        for m in model.modules(): m.float() if isinstance(m, RMSNorm) else None  # it computes in FP32
     return lay_out(model) if on_cpu else model
