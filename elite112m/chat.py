@@ -71,22 +71,22 @@ def _compiled(template):
     env.globals["raise_exception"] = refuse
     return env.from_string(template)
 
-def _fill(template, messages, ask): # ask: whether the assistant is to speak next
+def _fill(tok, template, messages, ask): # ask: whether the assistant is to speak next
     from jinja2 import TemplateError
-    try: return _compiled(template).render(messages=messages, add_generation_prompt=ask, bos_token="", eos_token=EOT)
+    try: return _compiled(template).render(messages=messages, add_generation_prompt=ask, bos_token=getattr(tok, "bos_token", ""), eos_token=getattr(tok, "eos_token", EOT))
     except TemplateError as e: raise InputError(f"the model's chat template cannot be used: {str(e)[:100]}") from None
 
 # %% ../nbs/01b_chat.ipynb #7b1053d0
-def _cut(template, messages, special)->list|None:
+def _cut(tok, template, messages, special)->list|None:
     "The pieces of a conversation and whether the assistant says them; None where the template changes earlier turns later on."
     pieces, done = [], ""
     for k, m in enumerate(messages + [{"role": "assistant"}]*(messages[-1]["role"] != "assistant")):
         if m["role"] != "assistant": continue
-        asked = _fill(template, messages[:k], True)
+        asked = _fill(tok, template, messages[:k], True)
         if not asked.startswith(done): return None
         pieces.append((asked[len(done):], False))
         if k == len(messages): break
-        said = _fill(template, messages[:k + 1], False)
+        said = _fill(tok, template, messages[:k + 1], False)
         if not said.startswith(asked): return None
         end = re.search(special, said[len(asked):])
         need(end, "the model's chat template ends a reply with no special token of its vocabulary, so it would never learn to stop")
@@ -106,8 +106,8 @@ def templated(tok:Tokenizer, messages, template:str)->list[tuple[list[int], bool
     said = [m | {"content": swap(m["content"].strip(), masked.items())} for m in messages]
     split = f"({'|'.join(map(re.escape, special))})"
     ids = lambda text: [i for p in re.split(split, text) for i in ([special[p]] if p in special else tok.encode(swap(p, ((b, a) for a, b in masked.items()))))]
-    pieces = _cut(template, said, split)
-    if pieces is None and messages[-1]["role"] == "user": pieces = [(_fill(template, said, True), False)]  # to ask with, it will do
+    pieces = _cut(tok, template, said, split)
+    if pieces is None and messages[-1]["role"] == "user": pieces = [(_fill(tok, template, said, True), False)]  # to ask with, it will do
     need(pieces is not None, "the model's chat template changes earlier turns when others follow, so what the assistant said in them cannot be told apart")
     return [(ids(text), spoken) for text, spoken in pieces]
 

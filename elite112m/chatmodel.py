@@ -9,11 +9,12 @@ __all__ = ['Reply', 'ChatModel']
 from dataclasses import dataclass
 
 from .chat import foreign_template, render_template, segments, special_ids
-from .checkpoint import load_model
+from .fast import as_format
+from .foreign import open_model, open_tokenizer
 from .fp8 import pick_device
-from .generate import generate
+from .generate import cut, generate, row_seeds
 from .stage import progress
-from .tokenizer import find_model, load_tokenizer
+from .tokenizer import find_model
 
 # %% ../nbs/11a_chatmodel.ipynb #cm000007
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class ChatModel:
         self.stop = {tok.eot, *special_ids(tok).values()} if template else {tok.eot}
 
     @classmethod
-    def open(cls, path, device="auto"):
+    def open(cls, path, device="auto", format="fp32"): # format: see `as_format`
         "The model of a run, folder, GGUF file, or name. Raises `InputError` where there is none."
         folder = find_model(path)
-        tok = load_tokenizer(folder)
-        return cls(load_model(folder, pick_device(device)), tok, foreign_template(tok), str(path))
+        tok = open_tokenizer(folder)
+        return cls(as_format(open_model(folder, pick_device(device)), format), tok, foreign_template(tok), str(path))
 
     @property
     def context(self)->int: return self.model.config.context
@@ -58,20 +59,23 @@ def _shortened(self, messages, max_new_tokens:int)->tuple: # messages, exchanges
 ChatModel.shortened = _shortened
 
 # %% ../nbs/11a_chatmodel.ipynb #cm000012
-def _replies(self, conversations, max_new_tokens:int=128, batch_size:int=64, what:str="answers", **how)->list[Reply]: # how: see `generate`
+def _replies(self, conversations, max_new_tokens:int=128, batch_size:int=64, what:str="answers", **how)->list[Reply]: # how: temperature, ..., seed, stop_strings: see `generate`
     "The answer to each conversation (a list of messages)."
     return self._batched([self.prompt(c) for c in conversations], max_new_tokens, batch_size, what, self.stop, **how)
 
 def _complete(self, texts, max_new_tokens:int=64, batch_size:int=64, what:str="continuations", **how)->list[Reply]:
     "The continuation of each text."
-    return self._batched([self.tok.encode(t) or [self.tok.eot] for t in texts], max_new_tokens, batch_size, what, {self.tok.eot}, **how)
+    return self._batched([getattr(self.tok, "start", []) + self.tok.encode(t) or [self.tok.eot] for t in texts], max_new_tokens, batch_size, what, {self.tok.eot}, **how)
 
-def _batched(self, prompts, max_new_tokens, batch_size, what, stop, **how):
+def _batched(self, prompts, max_new_tokens, batch_size, what, stop, seed=None, stop_strings=(), **how):
     order, out, bar = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None]*len(prompts), progress(len(prompts), what, "item")
+    seeds = row_seeds(seed, len(prompts))  # by item, so that neither order nor batch size changes an answer
     for at in range(0, len(order), batch_size):
         rows = order[at:at + batch_size]
-        for i, ids in zip(rows, generate(self.model, [prompts[i] for i in rows], max_new_tokens, stop, **how)):
-            out[i] = Reply(self.tok.decode(ids).strip(), tuple(ids), bool(ids) and ids[-1] in stop)
+        answers = generate(self.model, [prompts[i] for i in rows], max_new_tokens, stop, seed=[seeds[i] for i in rows], stop_strings=stop_strings, tok=self.tok, **how)
+        for i, ids in zip(rows, answers):
+            text, stopped = cut(self.tok.decode(ids), stop_strings)
+            out[i] = Reply(text.strip(), tuple(ids), stopped or (bool(ids) and ids[-1] in stop))
         bar.update(len(rows))
     bar.close()
     return out

@@ -52,6 +52,10 @@ class KVCache:
         self.k[layer, :, :, self.n:end], self.v[layer, :, :, self.n:end] = k, v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
+    def keep(self, rows):
+        "Forget all but these rows of the batch."
+        self.k, self.v, self.start = self.k[:, rows], self.v[:, rows], self.start[rows]
+
 # %% ../nbs/05_model.ipynb #8219d364
 class Attention(nn.Module):
     "Causal grouped-query attention with rotary positions."
@@ -149,6 +153,17 @@ class CausalLM(nn.Module):
         hidden, head = self.model(ids, doc_ids, cache), self.model.embed_tokens.weight
         if labels is None: return F.linear(hidden, head)
         return linear_loss(hidden, head, labels), (labels != -100).sum()
+
+    def begin(self, prompts, length): # token ids of each prompt; room of the cache, tokens
+        "Read prompts, padded on the left: logits of what follows each (B, vocabulary), and the `KVCache` they are in."
+        longest, head = max(map(len, prompts)), self.model.embed_tokens.weight
+        cache = KVCache(self.config, len(prompts), length, head.device, head.dtype)
+        cache.start = torch.tensor([longest - len(p) for p in prompts], device=head.device)
+        return self.step(torch.tensor([[0]*(longest - len(p)) + list(p) for p in prompts], device=head.device), cache), cache
+
+    def step(self, ids, cache): # (B, T) the tokens that come next
+        "Logits (B, vocabulary) of what follows: the head is applied to the last position alone."
+        return F.linear(self.model(ids, cache=cache)[:, -1], self.model.embed_tokens.weight)
 
     @classmethod
     def from_tensors(cls, config, tensors, where): # where they are from, for messages

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'track_option', 'complete', 'runs', 'Pairs', 'located', 'open_run', 'Group', 'bench', 'bench_train',
-           'tokenizer', 'fetch', 'train', 'show', 'track', 'sync', 'track_status', 'sweep']
+           'bench_generate', 'tokenizer', 'fetch', 'train', 'show', 'track', 'sync', 'track_status', 'sweep']
 
 # %% ../nbs/14c_tools.ipynb #t15a0004
 import os, sys
@@ -80,6 +80,29 @@ def bench_train(name, batch, steps, rounds, sets, compile, path):
     found = bench.bench_train(name, batch, dict(sets), steps, rounds, compile, lambda line: click.echo(line, err=True))
     if path: write_json(path, found)
     click.echo(bench.as_text(found))
+
+# %% ../nbs/14c_tools.ipynb #c0309e6b
+@bench.command("generate", epilog="Example: elite112m bench generate --model smollm2-135m-instruct --json bench.json")
+@click.option("--preset", "name", metavar="PRESET", help="Random weights of this preset's shape.  [default: elite112m]", shell_complete=complete(lambda: list(PRESETS)))
+@click.option("--model", metavar="M", help="A run, model folder, GGUF file, or name instead.", shell_complete=complete(runs))
+@click.option("--formats", default="fp32,int8,int4", show_default=True, help="Which of fp32, bf16, int8, int4.")
+@click.option("--prompt-tokens", default=64, type=click.IntRange(1), show_default=True, help="Length of the prompt.")
+@click.option("--new-tokens", default=256, type=click.IntRange(2), show_default=True, help="Length of the answer.")
+@click.option("--rounds", default=3, type=click.IntRange(1), show_default=True, help="Runs a variant; they take turns.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each run.  [default: one a core]")
+@click.option("--data", multiple=True, metavar="SOURCE", help="Text for the perplexity, as for run. Repeatable.  [default: stdlib]")
+@click.option("--set", "sets", multiple=True, type=Pairs(), help="Override a field of the preset. Repeatable.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write every figure to FILE.", metavar="FILE")
+def bench_generate(name, model, formats, prompt_tokens, new_tokens, rounds, threads, data, sets, path):
+    "Decode one stream on the CPU in every format, beside transformers' generate."
+    from elite112m import bench_generate as b
+    if path and not Path(path).resolve().parent.is_dir(): raise InputError(f"--json {path}: there is no such folder")
+    if model and (name or sets): raise InputError("--model and --preset are two ways to say whose weights; give one")
+    job = {"model": model} if model else {"preset": name or "elite112m", "settings": dict(sets)}
+    job |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "threads": threads}
+    found = b.bench_generate(job, formats.split(","), rounds, data or ["stdlib"], lambda line: click.echo(line, err=True))
+    if path: write_json(path, found)
+    click.echo(b.as_text(found))
 
 # %% ../nbs/14c_tools.ipynb #dd9e0caf
 @click.group(cls=Group, epilog="Example: elite112m tokenizer fetch")
