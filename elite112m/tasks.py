@@ -44,7 +44,7 @@ def drawn(items:list, # to choose from
     if not 0 < n < len(items): return list(items)
     return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), n))]
 
-def as_percent(s:dict)->str: return f"{s['rate']:.1%} ({s['correct']}/{s['total']}), {s['lo']:.0%}-{s['hi']:.0%}"
+def as_percent(s:dict)->str: return f"{s['rate']:.1%} ({s['correct']:.4g}/{s['total']}), {s['lo']:.0%}-{s['hi']:.0%}"
 
 # %% ../nbs/12l_tasks.ipynb #0ec03bb5
 def _watch_for(tok, ends):
