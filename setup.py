@@ -7,7 +7,7 @@ from setuptools import setup
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 s = config["DEFAULT"]
-extras = {name: s[f"{name}_requirements"].split() for name in ("dev", "gpu", "track", "slurm")}
+extras = {name: s[f"{name}_requirements"].split() for name in ("dev", "gpu", "track", "slurm", "lm-eval")}
 
 setup(
     name=s["lib_name"], version=s["version"], description=s["description"], author=s["author"],
