@@ -42,7 +42,10 @@ unshare 272 97, setns 308 268, chroot 161 51, pivot_root 155 41, shmget 29 194, 
 add_key 248 217, request_key 249 218, keyctl 250 219, bpf 321 280, perf_event_open 298 241, userfaultfd 323 282, chmod 90 -, fchmod 91 52,
 fchmodat 268 53, fchmodat2 452 452, chown 92 -, lchown 94 -, fchown 93 55, fchownat 260 54, utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88,
 setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, removexattr 197 14, lremovexattr 198 15, fremovexattr 199 16, setpriority 141 140,
-sched_setscheduler 144 119, sched_setattr 314 274, sched_setaffinity 203 122"""
+sched_setscheduler 144 119, sched_setattr 314 274, sched_setaffinity 203 122, open_by_handle_at 304 265, open_tree 428 428, move_mount 429 429,
+fsopen 430 430, fsconfig 431 431, fsmount 432 432, mount_setattr 442 442, settimeofday 164 170, clock_settime 227 112, adjtimex 159 171,
+clock_adjtime 305 266, sethostname 170 161, setdomainname 171 162, reboot 169 142, kexec_load 246 104, kexec_file_load 320 294, init_module 175 105,
+finit_module 313 273, delete_module 176 106, swapon 167 224, swapoff 168 225, acct 163 89, quotactl 179 60, syslog 103 116, iopl 172 -, ioperm 173 -"""
 
 def _refused(machine):
     "The architecture's number, and the numbers of the calls to refuse on it."

@@ -163,7 +163,7 @@ def test_killing_others(room):
 ], ids=["loop", "deaf", "memory", "one string", "huge file", "many files", "output", "descriptors", "recursion", "arithmetic", "closing"])
 def test_greed(room, code, why):
     started = time.monotonic()
-    r = room(code, timeout=1)
+    r = room(code, timeout=.4 if why in ("", "stopped after") else 8)
     assert not r.ok and why in r.error and len(r.stdout) <= 1 << 16
     assert time.monotonic() - started < 30 and run_python("print('next')").stdout == "next\n"
 
@@ -197,8 +197,8 @@ def test_honest_programs_from_many_threads():
 
 def test_wardens_end_with_us():
     "Even when we are killed, with a program on its way."
-    code = "import threading, time\nfrom elite112m import sandbox\nthreading.Thread(target=sandbox.run_python, args=('while True: pass',), daemon=True).start()\n"
-    code += "time.sleep(.5)\nprint('ready', flush=True)\ntime.sleep(60)"
+    code = "import threading, time\nfrom elite112m import sandbox\nthreading.Thread(target=sandbox.run_python, args=('while True: pass', '', 1.5), daemon=True).start()\n"
+    code += "time.sleep(.3)\nprint('ready', flush=True)\ntime.sleep(60)"
     us = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENV | {"PYTHONPATH": str(ROOT)})
     assert us.stdout.readline() == "ready\n"
     family = psutil.Process(us.pid).children(recursive=True)
