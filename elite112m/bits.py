@@ -104,12 +104,12 @@ def _measure(model, name, texts, o):
 def bits_per_byte(
     model,     # a `ChatModel`
     folder,    # not needed: there is nothing to keep but the figures
-    given:dict={}, # options: data (a prepared folder, a run, or sources; needed), bytes (of a domain; 0 is all), context, stride, ...
+    given:dict={}, # options: data (a prepared folder, a run, or sources; needed), bytes (of a domain; 0 is all), context (2,048 at most if not said), stride (half of it), ...
 )->dict:
     "Bits per byte of each domain, and of all together. Raises `InputError` for data that cannot be read."
     o = options("bits", given, data=None, bytes=200_000, context=0, stride=0, batch_size=8, seed=0)
     need(o["data"], "bits: say of what, with data: a prepared folder, a run, or a source such as notes.txt")
-    o["context"] = min(o["context"] or model.context, model.context)
+    o["context"] = min(o["context"] or 2048, model.context)
     o["stride"] = o["stride"] or max(1, o["context"]//2)
     found = {name: _measure(model, name, taken(texts, o["bytes"]), o) for name, texts in domains(o["data"], o["seed"]).items()}
     whole = {k: sum(f[k] for f in found.values()) for k in ("nats", "bytes", "tokens", "documents", "lost bytes")}

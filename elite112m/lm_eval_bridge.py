@@ -48,11 +48,12 @@ def figures(results:dict)->dict:
 def lm_eval(
     model,        # a `ChatModel`
     folder,       # lm_eval.json goes there
-    given:dict={}, # options: tasks (names or YAML files; needed), shots, own_shots (whether 0 shots leave it to the task), limit (items of a task; 0 is all), chat, batch_size, seed
+    given:dict={}, # options: tasks (names or YAML files; needed), shots (else each task's own number), limit (items of a task; 0 is all), chat, batch_size, seed
 )->dict:
     "Run tasks of lm-eval on the model. Raises `InputError` without the extra, and for unknown tasks."
-    o = options("lm-eval", given, tasks=None, shots=0, own_shots=True, limit=0, chat=False, batch_size=8, seed=0)
+    o = options("lm-eval", given, tasks=None, shots=None, limit=0, chat=False, batch_size=8, seed=0)
     need(importlib.util.find_spec("lm_eval"), "lm-eval is not installed; get it with: pip install 'elite112m[lm-eval]'")
+    need(o["shots"] is None or type(o["shots"]) is int, f"lm-eval: shots={o['shots']!r} is not a number")
     need(o["tasks"], "lm-eval: say which tasks: names that it knows, or YAML files")
     names, folders, own = _named(o["tasks"])
     from lm_eval.tasks import TaskManager
@@ -72,7 +73,7 @@ def _run(model, names, manager, o)->dict:
     with TemporaryDirectory(prefix="elite112m-hf-") as place:
         exported(model, place)
         lm = HFLM(pretrained=place, dtype="float32", device=str(model.model.device), batch_size=o["batch_size"], max_length=model.context)
-        found = simple_evaluate(model=lm, tasks=names, task_manager=manager, num_fewshot=o["shots"] if o["shots"] or not o["own_shots"] else None, limit=o["limit"] or None,
+        found = simple_evaluate(model=lm, tasks=names, task_manager=manager, num_fewshot=o["shots"], limit=o["limit"] or None,
                                 apply_chat_template=o["chat"], log_samples=False, random_seed=o["seed"], fewshot_random_seed=o["seed"])
     found = {k: v for k, v in found.items() if k != "pretty_env_info"}   # the machine, in every detail
     return json.loads(json.dumps(found, default=str))

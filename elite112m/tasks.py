@@ -61,11 +61,14 @@ def continued(model, texts:list, # what to go on with
     **how, # temperature, top_k, top_p
 )->list[str]:
     "The continuation of each text up to the first of `ends`, spaces kept."
-    out = []
-    for at in range(0, len(texts), batch_size):
-        replies = model.complete(texts[at:at + batch_size], max_new_tokens, batch_size, what, on_token=_watch_for(model.tok, ends), seed=seed + at, **how)
-        out += [model.tok.decode([i for i in r.ids if i != model.tok.eot]) for r in replies]
-    return [t[:min([k for e in ends if (k := t.find(e)) >= 0], default=len(t))] for t in out]
+    order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [None]*len(texts)  # a long prompt leaves its batch less room
+    for at in range(0, len(order), batch_size):
+        rows = order[at:at + batch_size]
+        replies = model.complete([texts[i] for i in rows], max_new_tokens, batch_size, what, on_token=_watch_for(model.tok, ends), seed=seed + at, **how)
+        for i, r in zip(rows, replies):
+            t = model.tok.decode([k for k in r.ids if k != model.tok.eot])
+            out[i] = t[:min([k for e in ends if (k := t.find(e)) >= 0], default=len(t))]
+    return out
 
 # %% ../nbs/12l_tasks.ipynb #7aea29f6
 def write_rows(path, rows):
