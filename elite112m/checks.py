@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHECKERS', 'checker', 'check', 'check_exact', 'check_regex', 'fold', 'check_text', 'check_number', 'check_list',
-           'check_sequence', 'check_lines', 'check_keywords', 'well_formed_math', 'calculations', 'code_of',
-           'check_stdout', 'check_function', 'wilson']
+           'check_sequence', 'check_lines', 'check_keywords', 'well_formed_math', 'code_of', 'check_stdout',
+           'check_function', 'wilson']
 
 # %% ../nbs/11q_checks.ipynb #2d74ecfa
 import ast, inspect, json, math, operator, re, secrets, unicodedata
@@ -254,14 +254,6 @@ def well_formed_math(reply:str)->bool: # a worked solution in GSM8K's notation
     final = re.fullmatch(rf"\s*{_PLAIN}\.?", final)
     return (bool(notes) and len(notes) == reply.count("<<") == reply.count(">>") and all(_true(*n) for n in notes)
             and (not hashes or bool(final) and _value(final[1]) == _value(notes[-1][1])))
-
-# %% ../nbs/11q_checks.ipynb #5b0c0002
-def calculations(reply:str)->list: # a worked solution in GSM8K's notation
-    "For each `<<` whether the sum that follows is true; None where no well-formed `<<expression=value>>` does."
-    def verdict(text):
-        note = re.match(rf"([^<>=]*)=\s*{_PLAIN}\s*>>", text)
-        with suppress(ValueError): _evaluate(note[1] if note else ""); return _true(note[1], note[2], note[2])
-    return [verdict(text) for text in reply.split("<<")[1:]]
 
 # %% ../nbs/11q_checks.ipynb #fa75f7dc
 def code_of(reply:str)->str: # what a model said
