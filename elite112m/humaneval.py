@@ -83,13 +83,13 @@ def pass_at_k(n:int, # samples of a task
 ASK = "Complete this Python function. Answer with the whole function in one code block.\n\n```python\n{}\n```"
 
 def _programs(model, tasks, o):
-    "The model's program for each task."
+    "What the model says to each task, and the program in it."
     say_ = dict(temperature=o["temperature"], top_p=o["top_p"], seed=o["seed"])
     if o["form"] == "base":
         tails = continued(model, [t["prompt"] for t in tasks], ENDS, o["max_new_tokens"], o["batch_size"], "humaneval", **say_)
-        return [t["prompt"] + tail for t, tail in zip(tasks, tails)]
+        return [(tail, t["prompt"] + tail) for t, tail in zip(tasks, tails)]
     talks = [[{"role": "user", "content": ASK.format(t["prompt"].strip())}] for t in tasks]
-    return [program_of(t, r.text) for t, r in zip(tasks, model.replies(talks, o["max_new_tokens"], o["batch_size"], "humaneval", **say_))]
+    return [(r.text, program_of(t, r.text)) for t, r in zip(tasks, model.replies(talks, o["max_new_tokens"], o["batch_size"], "humaneval", **say_))]
 
 def _fits(model, form, task):
     ids = model.tok.encode(task["prompt"]) if form == "base" else model.prompt([{"role": "user", "content": ASK.format(task["prompt"].strip())}])
@@ -98,7 +98,7 @@ def _fits(model, form, task):
 # %% ../nbs/12n_humaneval.ipynb #8acf73a7
 def humaneval(
     model,        # a `ChatModel`
-    folder,       # humaneval.jsonl goes there: every program and what came of it
+    folder,       # humaneval.jsonl goes there: every reply, its program, and what came of it
     given:dict={}, # options: data, items (0 is all), samples, temperature, top_p, form (chat or base), timeout, workers, ...
 )->dict:
     "Write the functions and run them; pass@k for k of 1, 10, 100 up to `samples`. Raises `InputError` where code cannot be locked up, or data not had."
@@ -110,9 +110,9 @@ def humaneval(
     tasks = drawn(read_tasks(o["data"]), o["items"], o["seed"])
     fit = [t for t in tasks if _fits(model, o["form"], t)]
     asked = [t for t in fit for _ in range(o["samples"])]
-    programs = _programs(model, asked, o) if asked else []
-    rows = [{"task_id": t["task_id"], "program": p, "passed": not why, "error": why}
-            for t, p, why in zip(asked, programs, verdicts(asked, programs, o["timeout"], o["workers"] or None))]
+    said = _programs(model, asked, o) if asked else []
+    whys = verdicts(asked, [program for _, program in said], o["timeout"], o["workers"] or None)
+    rows = [{"task_id": t["task_id"], "reply": r, "program": p, "passed": not why, "error": why} for t, (r, p), why in zip(asked, said, whys)]
     write_rows(Path(folder)/"humaneval.jsonl", rows)
     return _figures(tasks, fit, rows, o)
 
