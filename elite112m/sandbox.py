@@ -117,10 +117,14 @@ def _enter(place, seconds, readable):
 # %% ../nbs/11p_sandbox.ipynb #5a0b0008
 def _heavy(room):
     import os
-    sizes = []
-    for where, folders, files in os.walk(room):
-        sizes += [0]*len(folders) + [os.lstat(f"{where}/{f}").st_size for f in files if os.path.lexists(f"{where}/{f}")]
-        if len(sizes) > 200 or sum(sizes) > 8 << 20: return True
+    number, size, folders = 0, 0, [room]
+    for folder in folders:   # grows while it is walked
+        try:
+            for entry in os.scandir(folder):
+                number, size = number + 1, size + entry.stat(follow_symlinks=False).st_size
+                if entry.is_dir(follow_symlinks=False): folders.append(entry.path)
+                if number > 200 or size > 8 << 20: return True
+        except OSError: pass   # gone again
 
 def _guard(pid, seconds, room):
     "The wait status of a child, or why it was stopped."
@@ -131,8 +135,8 @@ def _guard(pid, seconds, room):
         if why: break
         time.sleep(pause)
         pause = min(1.2*pause, .02)
-    for kill, who in (os.killpg, pid), (os.kill, pid):   # by itself too: it may not have its own group yet
-        try: done[0] and kill is os.kill or kill(who, signal.SIGKILL)
+    for kill in [os.killpg] if done[0] else [os.killpg, os.kill]:   # it may not have its own group yet
+        try: kill(pid, signal.SIGKILL)
         except OSError: pass
     if not done[0]: os.waitpid(pid, 0)
     return why or done[1]
@@ -219,6 +223,7 @@ def run_python(
             (place/name).write_bytes(text.encode("utf-8", "surrogatepass" if name == "main.py" else "replace"))
         status = _ask(str(place), timeout)
         full = max((place/name).stat().st_size for name in ("stdout", "stderr")) >= 1 << 16
+        if any((place/"room").iterdir()): subprocess.run(["rm", "-rf", place/"room"], stderr=subprocess.DEVNULL)   # however deep: rmtree recurses
         stdout, stderr = ((place/name).read_bytes()[:1 << 16].decode("utf-8", "replace") for name in ("stdout", "stderr"))
     said = (stderr.strip().splitlines() or ["an error without a message"])[-1][:200]
     error = (status if isinstance(status, str) else "too much output" if full else "" if status == 0
@@ -233,7 +238,9 @@ def run_all(
     workers:int=None,  # programs at a time; as many as there are cores
 )->list[Result]:
     "`run_python` of each program, in their order."
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool: return list(pool.map(partial(run_python, timeout=timeout), programs))
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    try: return list(pool.map(partial(run_python, timeout=timeout), programs))
+    finally: pool.shutdown(cancel_futures=True)   # Ctrl-C: those that wait are not begun
 
 # %% ../nbs/11p_sandbox.ipynb #5a0b0014
 @cache

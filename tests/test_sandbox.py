@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -42,9 +43,19 @@ def room(request):
     sandbox._SOURCE = whole
 
 
-def left_behind(mark):
-    "Processes whose memory or command line could still run what was marked: any in a room of ours."
-    return [p for p in psutil.process_iter() if mark in " ".join(_quiet(p.cmdline)) or "elite112m-room-" in str(_quiet(p.cwd))]
+@pytest.fixture(autouse=True)
+def rooms(tmp_path, monkeypatch):
+    "The folder in which the rooms are made, which is this test's alone; nothing may be left in it."
+    folder = tmp_path / "rooms"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    assert not list(folder.iterdir())
+
+
+def left_behind(rooms, mark="no such mark"):
+    "Processes in one of the rooms, or with a mark in their command line, whoever their parent is now."
+    return [p for p in psutil.process_iter() if mark in " ".join(_quiet(p.cmdline)) or str(rooms) in str(_quiet(p.cwd))]
 
 
 def _quiet(f):
@@ -121,21 +132,21 @@ def test_writing_elsewhere(room, tmp_path):
         r = room(f"import os\nv = {str(victim)!r}\ntry: {attempt}; print('reached')\nexcept OSError as e: print(e)")
         assert "reached" not in r.stdout, attempt
     after = victim.stat()
-    assert victim.read_text() == "whole" and [f.name for f in tmp_path.iterdir()] == ["victim"]
+    assert victim.read_text() == "whole" and sorted(f.name for f in tmp_path.iterdir()) == ["rooms", "victim"]
     assert (after.st_mode, after.st_mtime, after.st_uid, after.st_nlink) == (before.st_mode, before.st_mtime, before.st_uid, before.st_nlink)
 
 
-def test_processes_and_daemons(room, tmp_path):
-    flag = tmp_path / "alive"
+def test_processes_and_daemons(room, rooms, tmp_path):
+    flag, nap = tmp_path / "alive", f"97.{os.getpid()}"
     for attempt in ("while True: os.fork()", f"""
 if os.fork() == 0:
     os.setsid()
-    if os.fork() == 0: time.sleep(1); open({str(flag)!r}, 'w')""", "os.execv('/bin/sh', ['sh', '-c', 'sleep 97 &'])", "assert os.system('sleep 97 &') == 0",
-                    "os.posix_spawn('/bin/sleep', ['sleep', '97'], {})", "import subprocess; subprocess.Popen(['sleep', '97'])",
+    if os.fork() == 0: time.sleep(1); open({str(flag)!r}, 'w')""", f"os.execv('/bin/sh', ['sh', '-c', 'sleep {nap} &'])", f"assert os.system('sleep {nap} &') == 0",
+                    f"os.posix_spawn('/bin/sleep', ['sleep', '{nap}'], {{}})", f"import subprocess; subprocess.Popen(['sleep', '{nap}'])",
                     "import threading; [threading.Thread(target=time.sleep, args=(97,)).start() for _ in range(9)]"):
         r = room(f"import os, time\n{attempt}\nprint('reached')")
         assert not r.ok and "reached" not in r.stdout, attempt
-    assert not left_behind("sleep 97") and not flag.exists()
+    assert not left_behind(rooms, f"sleep {nap}") and not flag.exists()
 
 
 def test_killing_others(room):
@@ -155,12 +166,13 @@ def test_killing_others(room):
     ("x = 'a' * (1 << 40)", "MemoryError"),
     ("f = open('huge', 'wb')\nwhile True: f.write(b'x' * 65536)", "File too large"),
     ("for i in range(10**6): open(str(i), 'w').write('x' * 60000)", "too many files"),
+    ("import os\nwhile True: os.mkdir('a'); os.chdir('a')", ""),
     ("while True: print('x' * 10000)", "too much output"),
     ("fs = [open('f', 'w') for _ in range(10**4)]", "Too many open files"),
     ("import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: [f(x)]\nf(1)", ""),
     ("x = 9**9**9", ""),
     ("import sys, os\nsys.stdout.close()\nos.close(1)\nos.close(2)\nraise SystemExit(3)", "exit status 3"),
-], ids=["loop", "deaf", "memory", "one string", "huge file", "many files", "output", "descriptors", "recursion", "arithmetic", "closing"])
+], ids=["loop", "deaf", "memory", "one string", "huge file", "many files", "deep folders", "output", "descriptors", "recursion", "arithmetic", "closing"])
 def test_greed(room, code, why):
     started = time.monotonic()
     r = room(code, timeout=.4 if why in ("", "stopped after") else 8)
@@ -168,13 +180,13 @@ def test_greed(room, code, why):
     assert time.monotonic() - started < 30 and run_python("print('next')").stdout == "next\n"
 
 
-def test_nothing_is_inherited_and_nothing_stays(room, tmp_path):
+def test_nothing_is_inherited_and_nothing_stays(room, rooms, tmp_path):
     with open(tmp_path / "open", "w+") as f:
         os.set_inheritable(f.fileno(), True)
         r = room("import os\nfound = []\nfor k in range(3, 64):\n    try: os.fstat(k); found.append(k)\n    except OSError: pass\nprint(found, os.getcwd())")
         found, _, place = r.stdout.strip().rpartition(" ")
         assert found == "[]" and not Path(place).exists() and not Path(place).parent.exists()
-    assert not left_behind("no such mark")
+    assert not left_behind(rooms)
 
 
 def test_what_outlives_a_process_is_refused(room):
@@ -195,13 +207,13 @@ def test_honest_programs_from_many_threads():
     assert results == [f"[{i}]\n" for i in range(12)]
 
 
-def test_wardens_end_with_us():
+def test_wardens_end_with_us(tmp_path):
     "Even when we are killed, with a program on its way."
-    code = "import threading, time\nfrom elite112m import sandbox\nthreading.Thread(target=sandbox.run_python, args=('while True: pass', '', 1.5), daemon=True).start()\n"
-    code += "time.sleep(.3)\nprint('ready', flush=True)\ntime.sleep(60)"
-    us = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENV | {"PYTHONPATH": str(ROOT)})
+    code = "from elite112m import sandbox\nprint('ready', flush=True)\nsandbox.run_python('while True: pass', '', 2.5)"
+    us = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENV | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
     assert us.stdout.readline() == "ready\n"
-    family = psutil.Process(us.pid).children(recursive=True)
+    family = []
+    while len(family) < 2 and us.poll() is None: family = psutil.Process(us.pid).children(recursive=True)   # a warden and its program
     assert len(family) == 2
     us.kill(), us.wait(), us.stdout.close()
     assert not psutil.wait_procs(family, timeout=20)[1]
