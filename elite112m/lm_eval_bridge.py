@@ -60,6 +60,7 @@ def lm_eval(
     manager = TaskManager(include_path=folders or None, include_defaults=own)
     for n in names: need(n in manager.all_tasks, f"lm-eval knows no task {n!r}; list them with: lm_eval ls tasks")
     found = _run(model, names, manager, o)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     write_json(Path(folder)/"lm_eval.json", found)
     rows = figures(found)
     say(text_table([{"task": t, "metric": m, "value": f"{v['value']:.4f}", "± (standard error)": "" if v["stderr"] is None else f"{v['stderr']:.4f}"} for t, r in rows.items() for m, v in r.items()]))

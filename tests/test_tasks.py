@@ -51,7 +51,7 @@ def test_lm_eval_agrees_with_us(toy, tasks, tmp_path, monkeypatch):
     from elite112m.lm_eval_bridge import lm_eval
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    found = lm_eval(toy, tmp_path, {"tasks": [str(tasks / "texts.yaml"), str(tasks / "colours.yaml")]})["rows"]
+    found = lm_eval(toy, tmp_path / "new", {"tasks": [str(tasks / "texts.yaml"), str(tasks / "colours.yaml")]})["rows"]
     ids = [toy.tok.encode(t) for t in TEXTS]
     ours = nats(toy, ids, 64, 64) / torch.tensor(2.).log().item() / sum(len(t.encode()) for t in TEXTS)
     assert found["texts"]["bits_per_byte"]["value"] == pytest.approx(ours, rel=1e-4)
@@ -65,7 +65,7 @@ def test_lm_eval_agrees_with_us(toy, tasks, tmp_path, monkeypatch):
         return max(range(2), key=lambda k: score(row["choices"][k])) == row["a"]
     rows = [json.loads(line) for line in (tasks / "colours.jsonl").read_text().splitlines()]
     assert found["colours"]["acc"]["value"] == pytest.approx(sum(map(likely, rows)) / 3)
-    kept = json.loads((tmp_path / "lm_eval.json").read_text())
+    kept = json.loads((tmp_path / "new/lm_eval.json").read_text())
     assert kept["n-samples"]["texts"]["effective"] == 3
 
 
