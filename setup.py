@@ -7,7 +7,7 @@ from setuptools import setup
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 s = config["DEFAULT"]
-extras = {name: s[f"{name}_requirements"].split() for name in ("dev", "fast", "gpu", "track", "slurm")}
+extras = {k.removesuffix("_requirements"): s[k].split() for k in s if k.endswith("_requirements")}
 
 setup(
     name=s["lib_name"], version=s["version"], description=s["description"], author=s["author"],

