@@ -28,10 +28,10 @@ def by_input(w)->torch.Tensor: # (out, in)
 
 @torch.no_grad()
 def lay_out(model):
-    "Give every matrix of `model` the order in which one token is fastest on a CPU; in place, the numbers stay."
+    "Give the large matrices of `model` the order in which one token is fastest on a CPU; in place, the numbers stay."
     done = {}  # a head that is the embedding stays so
     for m in model.modules():
-        if not isinstance(m, (torch.nn.Linear, torch.nn.Embedding)): continue
+        if not isinstance(m, (torch.nn.Linear, torch.nn.Embedding)) or m.weight.nbytes < 1 << 20: continue  # small ones stay in the cache anyway
         if m.weight not in done: done[m.weight] = torch.nn.Parameter(by_input(m.weight.detach()), requires_grad=False)
         m.weight = done[m.weight]
     return model
