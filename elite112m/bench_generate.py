@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .bench import draw_weights, transformers_model
 from .chatmodel import find_model
-from .config import ModelConfig, need
+from .config import need
 from .data import sample
 from .fast import FORMATS, as_format
 from .foreign import ForeignLM, open_model, open_tokenizer

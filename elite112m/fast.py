@@ -127,11 +127,13 @@ class PackedLM:
     device = torch.device("cpu")
 
     def __init__(self, model:CausalLM, bits:int, level:int=4): # 4: products in 8-bit integers, which is faster; 0: in FP32
-        try: import onnx, onnxruntime as ort
+        self.config = model.config
+        need(self.config.head_dim % 8 == 0, f"int8 and int4 want a head width in multiples of 8, not {self.config.head_dim}")
+        try:
+            import onnxruntime as ort
+            data = as_onnx(model, bits, level)
         except ImportError: raise InputError("the formats int8 and int4 need onnxruntime: pip install 'elite112m[fast]'") from None
-        c = self.config = model.config
-        need(c.head_dim % 8 == 0, f"int8 and int4 want a head width in multiples of 8, not {c.head_dim}")
-        self.embedding, data, options = model.model.embed_tokens.weight.detach().clone(), as_onnx(model, bits, level), ort.SessionOptions()
+        self.embedding, options = model.model.embed_tokens.weight.detach().clone(), ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level, self.nbytes = torch.get_num_threads(), 3, len(data)
         self.session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
