@@ -28,10 +28,10 @@ def by_input(w)->torch.Tensor: # (out, in)
 
 @torch.no_grad()
 def lay_out(model):
-    "Give every matrix of `model` the order in which one token is fastest on a CPU; in place, the numbers stay."
+    "Give the large matrices of `model` the order in which one token is fastest on a CPU; in place, the numbers stay."
     done = {}  # a head that is the embedding stays so
     for m in model.modules():
-        if not isinstance(m, (torch.nn.Linear, torch.nn.Embedding)): continue
+        if not isinstance(m, (torch.nn.Linear, torch.nn.Embedding)) or m.weight.nbytes < 1 << 20: continue  # small ones stay in the cache anyway
         if m.weight not in done: done[m.weight] = torch.nn.Parameter(by_input(m.weight.detach()), requires_grad=False)
         m.weight = done[m.weight]
     return model
@@ -127,10 +127,12 @@ class PackedLM:
     device = torch.device("cpu")
 
     def __init__(self, model:CausalLM, bits:int, level:int=4): # 4: products in 8-bit integers, which is faster; 0: in FP32
-        try: import onnxruntime as ort; data = as_onnx(model, bits, level)
+        self.config = model.config
+        need(self.config.head_dim % 8 == 0, f"int8 and int4 want a head width in multiples of 8, not {self.config.head_dim}")
+        try:
+            import onnxruntime as ort
+            data = as_onnx(model, bits, level)
         except ImportError: raise InputError("the formats int8 and int4 need onnxruntime: pip install 'elite112m[fast]'") from None
-        c = self.config = model.config
-        need(c.head_dim % 8 == 0, f"int8 and int4 want a head width in multiples of 8, not {c.head_dim}")
         self.embedding, options = model.model.embed_tokens.weight.detach().clone(), ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level, self.nbytes = torch.get_num_threads(), 3, len(data)
         self.session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from .checkpoint import load_model
 from .config import InputError, need
-from .tokenizer import Tokenizer, load_tokenizer
+from .model import CausalLM
 from .stage import read_json
+from .tokenizer import Tokenizer, load_tokenizer
 
 # %% ../nbs/05g_foreign.ipynb #e2940115
 class ForeignCache:
@@ -72,7 +72,7 @@ def _foreign_model(folder, device):
 
 def open_model(folder, device="cpu"): # a model folder or a GGUF file
     "The model there, ready to generate: a `CausalLM` if it is Llama-shaped, else a `ForeignLM`. Raises `InputError` where neither is possible."
-    try: return load_model(folder, device)
+    try: return CausalLM.from_pretrained(folder, device)
     except InputError as refused:
         kind = (read_json(folder/"config.json") or {}).get("model_type") if folder.is_dir() else None
         if not kind: raise
