@@ -62,7 +62,7 @@ class Terminal:
         need(name in COMMANDS, f"no command /{name[:40]}{did_you_mean(name, [*COMMANDS, *SETTINGS])}; /help lists them, // begins a message with /")
         return COMMANDS[name](self, rest)
 
-# %% ../nbs/11c_terminal.ipynb #tm0e11f3
+# %% ../nbs/11c_terminal.ipynb #tmeb0f36
 def _answer(self, text, again=False):
     "Say `text`, or ask for another answer, and show it as it comes."
     def part(piece, token): click.echo(plain(piece), nl=False)
@@ -70,6 +70,9 @@ def _answer(self, text, again=False):
     from contextlib import nullcontext
     try:
         with ctrl_c_stops(self.chat) if self.live else nullcontext(): answer = self.chat.retry(part) if again else self.chat.say(text, part)
+    except KeyboardInterrupt:
+        need(not self.live, "[dropped; the conversation is as it was]")
+        raise
     finally: click.echo()
     forgot = f", {self.chat.forgotten} oldest exchanges no longer fit and are not read" if self.chat.forgotten else ""
     if self.live: click.secho(f"[{answer}{forgot}]", dim=True, err=True)
@@ -191,7 +194,7 @@ def _session():
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     return PromptSession(history=Kept(str(file)) if file else InMemoryHistory(), completer=Words(), key_bindings=keys, multiline=True)
 
-# %% ../nbs/11c_terminal.ipynb #tm3830a7
+# %% ../nbs/11c_terminal.ipynb #tm361c99
 def _typed(session):
     "The messages typed at the terminal."
     pressed = False
@@ -200,7 +203,8 @@ def _typed(session):
         except EOFError: return
         except KeyboardInterrupt:
             if pressed: return
-            pressed = True
+            pressed = not session.default_buffer.text
+            if not pressed: continue
             click.secho("[Ctrl-C again, or Ctrl-D, ends; /help lists commands]", dim=True, err=True)
             continue
         pressed = False
