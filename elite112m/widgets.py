@@ -86,13 +86,13 @@ def _knob(s, value, context):
     if s.kind is int: return w.IntSlider(min(value, high), min=s.low, max=high, continuous_update=False, **look)
     return w.FloatSlider(value, min=s.low, max=high, step=.01 if s.name == "min_p" else .05, continuous_update=False, **look)
 
-# %% ../nbs/11d_widgets.ipynb #wdbbaf32
+# %% ../nbs/11d_widgets.ipynb #wda621b7
 class TalkWidget:
     "Widgets around one conversation or several that are asked the same; `box` is what is shown."
     def __init__(self, *chats:Chat, titles=()):
         import ipywidgets as w
         self.panels, self.thread, self.stopping = [Panel(c, t) for c, t in zip(chats, titles or ("",)*len(chats))], None, False
-        self.line = w.Text(placeholder="Say something and press Enter", layout=w.Layout(width="28em"))
+        self.line, self.entered = w.Text(placeholder="Say something and press Enter", continuous_update=False, layout=w.Layout(width="28em")), False
         names = {"send": "Send", "stop": "Stop", "retry": "Retry", "clear": "Clear"}
         self.buttons = {n: w.Button(description=d, layout=w.Layout(width="5.5em"), disabled=n == "stop") for n, d in names.items()}
         self.buttons["send"].button_style, self.buttons["stop"].button_style = "primary", "warning"
@@ -105,7 +105,8 @@ class TalkWidget:
 
     def _connect(self):
         for name, b in self.buttons.items(): b.on_click(lambda _, do=getattr(self, name): do())
-        self.line.on_msg(lambda _, content, __: content.get("event") == "submit" and self.send())
+        self.line.on_msg(lambda _, content, __: content.get("event") == "submit" and self._enter())
+        self.line.observe(lambda _: self.entered and self.send(), "value")
         self.probabilities.observe(self._recolour, "value")
         for name, k in self.knobs.items(): k.observe(partial(self._turned, name), "value")
 
@@ -130,10 +131,14 @@ def _busy(self, now):
 
 TalkWidget._start, TalkWidget._work, TalkWidget._busy = _start, _work, _busy
 
-# %% ../nbs/11d_widgets.ipynb #wdff1a52
+# %% ../nbs/11d_widgets.ipynb #wd93b579
+def _enter(self):
+    self.entered = True
+    threading.Timer(.3, self.send).start()
+
 def _send(self):
     if text := self.line.value.strip():
-        self.line.value = ""
+        self.entered, self.line.value = False, ""
         self._start(text)
 
 def _stop(self):
@@ -156,7 +161,7 @@ def _turned(self, name, change):
         except InputError as e: p.note = str(e)
         p.draw()
 
-TalkWidget.send, TalkWidget.stop, TalkWidget.retry, TalkWidget.clear = _send, _stop, _retry, _clear
+TalkWidget._enter, TalkWidget.send, TalkWidget.stop, TalkWidget.retry, TalkWidget.clear = _send, _stop, _retry, _clear
 TalkWidget._recolour, TalkWidget._turned = _recolour, _turned
 
 # %% ../nbs/11d_widgets.ipynb #wde4e99c
@@ -171,12 +176,13 @@ def chat_ui(chat:Chat, questions=("What is the capital of France?",)):
     if watched(): return TalkWidget(chat).box
     for q in questions: print(f"User: {q}\nAssistant: {chat.say(q).text}")
 
-# %% ../nbs/11d_widgets.ipynb #wdebe477
+# %% ../nbs/11d_widgets.ipynb #wdea727d
 def compare_ui(a, b, # `Chat`s, or what `Chat.open` takes: runs, checkpoints, names
-    questions=("What is the capital of France?",), **settings):
+    questions=("What is the capital of France?",), titles=None, # above each; None takes their names
+    **settings): # of those that are opened here
     "Two models side by side, asked the same; headless, their answers to `questions` as printed text."
     chats = [x if isinstance(x, Chat) else Chat.open(x, **settings) for x in (a, b)]
-    titles = [str(c.of.name) for c in chats]
+    titles = titles or [c.of.name for c in chats]
     if watched(): return TalkWidget(*chats, titles=titles).box
     for q in questions:
         print(f"User: {q}")
