@@ -131,7 +131,7 @@ def _busy(self, now):
 
 TalkWidget._start, TalkWidget._work, TalkWidget._busy = _start, _work, _busy
 
-# %% ../nbs/11d_widgets.ipynb #wd93b579
+# %% ../nbs/11d_widgets.ipynb #wd9dd096
 def _enter(self):
     self.entered = True
     threading.Timer(.3, self.send).start()
@@ -161,7 +161,7 @@ def _turned(self, name, change):
         except InputError as e: p.note = str(e)
         p.draw()
 
-TalkWidget._enter, TalkWidget.send, TalkWidget.stop, TalkWidget.retry, TalkWidget.clear = _send, _stop, _retry, _clear
+TalkWidget._enter, TalkWidget.send, TalkWidget.stop, TalkWidget.retry, TalkWidget.clear = _enter, _send, _stop, _retry, _clear
 TalkWidget._recolour, TalkWidget._turned = _recolour, _turned
 
 # %% ../nbs/11d_widgets.ipynb #wde4e99c
