@@ -85,21 +85,27 @@ async def _answer(self, work, gone):
 
 Desk.answer = _answer
 
-# %% ../nbs/11f_serve.ipynb #sv234269
+# %% ../nbs/11f_serve.ipynb #sv006078
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 @web.stream_request_body
 class Base(web.RequestHandler):
-    "Limits, checks and errors of every request."
+    "Limits, checks and errors of every request; `reply` answers those that pass."
+    method = "GET"
     def initialize(self, desk): self.desk, self.gone, self.body, self.size = desk, asyncio.Event(), [], 0
     def set_default_headers(self):
         for name, value in (("Server", "elite112m"), ("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"), ("Referrer-Policy", "no-referrer"),
                             ("Cross-Origin-Resource-Policy", "same-origin"), ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")): self.set_header(name, value)
 
-    def prepare(self):
+    def check(self):
+        if self.size > self.desk.limits.body: raise Refused(413, f"the request is larger than {self.desk.limits.body:,} bytes")
         if re.sub(r":\d*$", "", self.request.host) not in HOSTS: raise Refused(403, "this server answers to 127.0.0.1 and localhost only", code="host")
         origin = self.request.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc != self.request.host: raise Refused(403, "pages of other sites may not ask here", code="origin")
+        if self.request.method != self.method: raise Refused(405, f"{self.request.path[:100]} is asked with {self.method}")
+
+    async def _asked(self, *args): self.check(); await self.reply(*args)
+    get = head = post = put = patch = delete = options = _asked
 
     def data_received(self, chunk):
         self.size += len(chunk)
@@ -107,13 +113,14 @@ class Base(web.RequestHandler):
 
     def on_connection_close(self): self.gone.set()
 
-# %% ../nbs/11f_serve.ipynb #sv9901d9
+# %% ../nbs/11f_serve.ipynb #svd61489
 def _write_error(self, status_code, exc_info=None, **kw):
     e = exc_info[1] if exc_info else None
     if not isinstance(e, Refused):
         why = self._reason if status_code < 500 else "something went wrong here; the server's log has more"
         e = Refused(status_code, why, "server_error" if status_code >= 500 else "invalid_request_error")
     self.set_status(e.status)
+    if e.status == 405: self.set_header("Allow", self.method)
     if e.status in (429, 503): self.set_header("Retry-After", "5")
     if self.size < int(self.request.headers.get("Content-Length") or 0): self.set_header("Connection", "close")
     self.finish(e.body)
@@ -123,13 +130,13 @@ def _log_exception(self, kind, e, tb):
 
 Base.write_error, Base.log_exception = _write_error, _log_exception
 
-# %% ../nbs/11f_serve.ipynb #svf92471
+# %% ../nbs/11f_serve.ipynb #svdfe9dd
 class Reply(Base):
     "`/v1/chat/completions` and `/v1/completions`."
+    method = "POST"
     def initialize(self, desk, kind, prepare): super().initialize(desk); self.kind, self.plan = kind, prepare
 
-    async def post(self):
-        if self.size > self.desk.limits.body: raise Refused(413, f"the request is larger than {self.desk.limits.body:,} bytes")
+    async def reply(self):
         r = read_request(self.kind, b"".join(self.body))
         if r.model not in ("", self.desk.name): raise Refused(404, f"no model {r.model[:60]!r} here; there is {self.desk.name!r}", param="model", code="model_not_found")
         try:
@@ -158,25 +165,26 @@ class Reply(Base):
             self.request.connection.stream.close()
             raise iostream.StreamClosedError from None
 
-# %% ../nbs/11f_serve.ipynb #svd19f47
+# %% ../nbs/11f_serve.ipynb #sv6a4408
 class Models(Base):
     "`/v1/models`."
-    def get(self, name=None):
+    async def reply(self, name=None):
         if name not in (None, self.desk.name): raise Refused(404, f"no model {name[:60]!r} here", param="model", code="model_not_found")
         one = {"id": self.desk.name, "object": "model", "created": 0, "owned_by": "elite112m"}
         self.finish(one if name else {"object": "list", "data": [one]})
 
 class Health(Base):
     "`/health`: that it lives, and what the page needs to know."
-    def get(self):
+    async def reply(self):
         settings = [{"name": s.name, "default": self.desk.defaults.get(s.name, s.default), "low": s.low, "high": s.high, "whole": s.kind is int, "help": s.help} for s in SETTINGS.values()]
         self.finish({"status": "ok", "model": self.desk.name, "context": self.desk.of.context, "waiting": max(self.desk.inside - 1, 0), "settings": settings})
 
 class Nothing(Base):
     "Every other path."
-    def prepare(self): super().prepare(); raise Refused(404, f"nothing at {self.request.path[:100]}; there are /, /health, /v1/models, /v1/chat/completions, /v1/completions")
+    method = property(lambda self: self.request.method)
+    async def reply(self): raise Refused(404, f"nothing at {self.request.path[:100]}; there are /, /health, /v1/models, /v1/chat/completions, /v1/completions")
 
-# %% ../nbs/11f_serve.ipynb #sv5e1f21
+# %% ../nbs/11f_serve.ipynb #sv16b9c1
 def page()->tuple[str, str]:
     "The chat page, and its Content-Security-Policy."
     text = resources.files("elite112m").joinpath("assets/chat.html").read_text(encoding="utf-8")
@@ -186,7 +194,7 @@ def page()->tuple[str, str]:
 
 class Page(Base):
     "`/`."
-    def get(self):
+    async def reply(self):
         text, policy = page()
         self.set_header("Content-Security-Policy", policy)
         self.finish(text)
