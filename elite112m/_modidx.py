@@ -777,6 +777,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'elite112m.talk._Parts.add': ('talk.html#_parts.add', 'elite112m/talk.py'),
                                 'elite112m.talk._Parts.hear': ('talk.html#_parts.hear', 'elite112m/talk.py'),
                                 'elite112m.talk._checked': ('talk.html#_checked', 'elite112m/talk.py'),
+                                'elite112m.talk._file': ('talk.html#_file', 'elite112m/talk.py'),
                                 'elite112m.talk._kept': ('talk.html#_kept', 'elite112m/talk.py'),
                                 'elite112m.talk._load': ('talk.html#_load', 'elite112m/talk.py'),
                                 'elite112m.talk._reset': ('talk.html#_reset', 'elite112m/talk.py'),

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['HOSTS', 'Limits', 'Desk', 'Base', 'Reply', 'Models', 'Health', 'Nothing', 'page', 'Page', 'make_server', 'serve']
 
-# %% ../nbs/11f_serve.ipynb #svd17b7e
+# %% ../nbs/11f_serve.ipynb #sv2ff1a2
 import asyncio, base64, contextlib, hashlib, json, re, signal, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tornado import httpserver, iostream, netutil, web
 
@@ -30,13 +29,14 @@ class Limits:
     answer:float = 300.0    # seconds an answer may take
     slow:float = 20.0       # seconds for a client to send its headers, its body, or to take what was written
 
-# %% ../nbs/11f_serve.ipynb #sv205134
+# %% ../nbs/11f_serve.ipynb #sv276882
 class Desk:
     "Lets requests at a model one by one."
     def __init__(self, of:ChatModel, defaults:dict, limits=Limits()):
         self.of, self.defaults, self.limits = of, defaults, limits
         self.name = Path(of.name).name or "model"
         self.thread, self.lock, self.inside = ThreadPoolExecutor(1, "answers"), asyncio.Lock(), 0
+        self.answers = self.tokens = 0  # since the start
 
     def _busy(self, status, why): return Refused(status, f"{why}; come again later", "server_error" if status == 503 else "rate_limit_error", code="busy")
 
@@ -66,11 +66,12 @@ async def _first_of(self, mine, gone):
 
 Desk._first_of = _first_of
 
-# %% ../nbs/11f_serve.ipynb #sv46c4f9
+# %% ../nbs/11f_serve.ipynb #sv660084
 async def _answer(self, work, gone):
     "Do `work` in the model's thread and yield its parts; when whoever asks stops asking, it ends."
     parts, loop, end = asyncio.Queue(), asyncio.get_running_loop(), time.monotonic() + self.limits.answer
     def on_part(text, token):
+        self.tokens += 1
         loop.call_soon_threadsafe(parts.put_nowait, (text, token))
         return gone.is_set() or time.monotonic() > end
     doing = loop.run_in_executor(self.thread, work, on_part)
@@ -78,6 +79,7 @@ async def _answer(self, work, gone):
     try:
         while (part := await parts.get()) is not None: yield part
         yield doing.result()
+        self.answers += 1
     finally:
         if not doing.done():
             gone.set()
@@ -85,7 +87,7 @@ async def _answer(self, work, gone):
 
 Desk.answer = _answer
 
-# %% ../nbs/11f_serve.ipynb #sv006078
+# %% ../nbs/11f_serve.ipynb #svaf25da
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 @web.stream_request_body
@@ -101,10 +103,12 @@ class Base(web.RequestHandler):
         if self.size > self.desk.limits.body: raise Refused(413, f"the request is larger than {self.desk.limits.body:,} bytes")
         if re.sub(r":\d*$", "", self.request.host) not in HOSTS: raise Refused(403, "this server answers to 127.0.0.1 and localhost only", code="host")
         origin = self.request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != self.request.host: raise Refused(403, "pages of other sites may not ask here", code="origin")
+        if origin not in (None, f"http://{self.request.host}"): raise Refused(403, "pages of other sites may not ask here", code="origin")
         if self.request.method != self.method: raise Refused(405, f"{self.request.path[:100]} is asked with {self.method}")
 
-    async def _asked(self, *args): self.check(); await self.reply(*args)
+    async def _asked(self, *args):
+        self.check()
+        with contextlib.suppress(iostream.StreamClosedError): await self.reply(*args)  # nobody is there to be told
     get = head = post = put = patch = delete = options = _asked
 
     def data_received(self, chunk):
@@ -113,7 +117,7 @@ class Base(web.RequestHandler):
 
     def on_connection_close(self): self.gone.set()
 
-# %% ../nbs/11f_serve.ipynb #svd61489
+# %% ../nbs/11f_serve.ipynb #sv2a1c32
 def _write_error(self, status_code, exc_info=None, **kw):
     e = exc_info[1] if exc_info else None
     if not isinstance(e, Refused):
@@ -126,7 +130,7 @@ def _write_error(self, status_code, exc_info=None, **kw):
     self.finish(e.body)
 
 def _log_exception(self, kind, e, tb):
-    if not isinstance(e, (Refused, iostream.StreamClosedError, web.HTTPError)): super(Base, self).log_exception(kind, e, tb)
+    if not isinstance(e, (Refused, web.HTTPError)): super(Base, self).log_exception(kind, e, tb)
 
 Base.write_error, Base.log_exception = _write_error, _log_exception
 
@@ -165,7 +169,7 @@ class Reply(Base):
             self.request.connection.stream.close()
             raise iostream.StreamClosedError from None
 
-# %% ../nbs/11f_serve.ipynb #sv6a4408
+# %% ../nbs/11f_serve.ipynb #svf0705e
 class Models(Base):
     "`/v1/models`."
     async def reply(self, name=None):
@@ -174,10 +178,11 @@ class Models(Base):
         self.finish(one if name else {"object": "list", "data": [one]})
 
 class Health(Base):
-    "`/health`: that it lives, and what the page needs to know."
+    "`/health`: that it lives, what it has done, and what the page needs to know."
     async def reply(self):
         settings = [{"name": s.name, "default": self.desk.defaults.get(s.name, s.default), "low": s.low, "high": s.high, "whole": s.kind is int, "help": s.help} for s in SETTINGS.values()]
-        self.finish({"status": "ok", "model": self.desk.name, "context": self.desk.of.context, "waiting": max(self.desk.inside - 1, 0), "settings": settings})
+        self.finish({"status": "ok", "model": self.desk.name, "context": self.desk.of.context, "settings": settings,
+                     "busy": self.desk.lock.locked(), "waiting": max(self.desk.inside - 1, 0), "answers": self.desk.answers, "tokens": self.desk.tokens})
 
 class Nothing(Base):
     "Every other path."

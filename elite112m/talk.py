@@ -198,7 +198,14 @@ def _reset(self):
 
 Chat.undo, Chat.retry, Chat.reset = _undo, _retry, _reset
 
-# %% ../nbs/11b_talk.ipynb #tkfbb5c4
+# %% ../nbs/11b_talk.ipynb #tk914003
+def _file(name)->Path:
+    "The path that somebody typed. Raises `InputError` for one that cannot be."
+    try: path = Path(name).expanduser()
+    except RuntimeError: path = None
+    need(path and "\0" not in str(name), f"{str(name)[:60]!r} is no path of a file")
+    return path
+
 def _kept(path):
     "The saved conversation in `path`. Raises `InputError` for a file that is none."
     try: kept = read_json(path)
@@ -208,16 +215,16 @@ def _kept(path):
 
 def _save(self, path)->Path:
     "Write the conversation as JSON. Raises `InputError` where that would overwrite something else."
-    path = Path(path).expanduser()
+    path = _file(path)
     need(path.parent.is_dir(), f"no folder at {path.parent}")
     if path.exists(): _kept(path)
     write_json(path, {"model": self.of.name, "settings": self.settings, "forgotten": self.forgotten, "messages": self.messages})
     return path
 
-# %% ../nbs/11b_talk.ipynb #tk9f7625
+# %% ../nbs/11b_talk.ipynb #tk7dcffd
 def _load(self, path):
     "Go on with a saved conversation, its settings included. Raises `InputError` for a file that is none, and changes nothing then."
-    path = Path(path).expanduser()
+    path = _file(path)
     need(path.is_file(), f"no file at {path}")
     kept = _kept(path)
     check_messages(kept["messages"] + [{"role": "user", "content": "?"}])  # so it ends with an answer

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'plain', 'ctrl_c_stops', 'Terminal', 'command', 'choices', 'history_file', 'talk']
 
-# %% ../nbs/11c_terminal.ipynb #tme0f712
+# %% ../nbs/11c_terminal.ipynb #tmf35e4a
 import os, signal, sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -62,14 +62,14 @@ class Terminal:
         need(name in COMMANDS, f"no command /{name[:40]}{did_you_mean(name, [*COMMANDS, *SETTINGS])}; /help lists them, // begins a message with /")
         return COMMANDS[name](self, rest)
 
-# %% ../nbs/11c_terminal.ipynb #tmeb0f36
+# %% ../nbs/11c_terminal.ipynb #tm52bfd2
 def _answer(self, text, again=False):
     "Say `text`, or ask for another answer, and show it as it comes."
     def part(piece, token): click.echo(plain(piece), nl=False)
-    click.echo("Assistant: ", nl=False)
-    from contextlib import nullcontext
     try:
-        with ctrl_c_stops(self.chat) if self.live else nullcontext(): answer = self.chat.retry(part) if again else self.chat.say(text, part)
+        with ctrl_c_stops(self.chat) if self.live else nullcontext():
+            click.echo("Assistant: ", nl=False)
+            answer = self.chat.retry(part) if again else self.chat.say(text, part)
     except KeyboardInterrupt:
         need(not self.live, "[dropped; the conversation is as it was]")
         raise
