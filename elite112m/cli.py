@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['from_option', 'stage_options', 'cli', 'length_options', 'run', 'presets', 'status', 'report', 'doctor', 'verify',
-           'exercises', 'chat', 'import_original', 'main']
+           'exercises', 'import_original', 'main']
 
 # %% ../nbs/15_cli.ipynb #56fb7066
 import errno, json, math, os, sys
@@ -17,6 +17,7 @@ from .config import InputError
 from .presets import PRESETS, preset
 from .cost import presets_table, step_tokens
 from .stage import CANNOT_WRITE, Run, STAGES, resolve, silent, stages_of, text_table
+from .talking import chat, serve
 from .tools import Group, Pairs, bench, complete, located, open_run, runs, sweep, tokenizer, track, track_option
 
 # %% ../nbs/15_cli.ipynb #525dd23c
@@ -189,34 +190,8 @@ def exercises(out, n, seed):
         write(Path(out)/name, n, seed)
         click.echo(Path(out)/name)
 
-# %% ../nbs/15_cli.ipynb #030ead74
-@cli.command(epilog='Example: elite112m chat --model runs/nano --input "What is the capital of France?"')
-@click.option("--model", required=True, metavar="DIR", help="Run folder, any folder with weights and tokenizer, a GGUF file, or smollm2-135m-instruct.", shell_complete=complete(runs))
-@click.option("--input", "text", help="Ask this, print the answer, and end.")
-@click.option("--system", help="A system message before the conversation.")
-@click.option("--temperature", default=0.0, type=click.FloatRange(0), show_default=True, help="0 is greedy.")
-@click.option("--top-k", default=0, type=click.IntRange(0), show_default=True, help="Draw from the k likeliest tokens; 0 from all.")
-@click.option("--top-p", default=1.0, type=click.FloatRange(0, 1, min_open=True), show_default=True, help="Draw from the likeliest tokens up to this probability.")
-@click.option("--max-new-tokens", default=128, type=click.IntRange(1), show_default=True, help="Length limit of an answer.")
-@click.option("--seed", type=click.IntRange(0), help="Makes sampling repeatable.")
-@click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "mps", "cpu"]), show_default=True)
-def chat(model, text, device, **settings):
-    "Talk to a model."
-    from elite112m.talk import Chat
-    bot = Chat.open(model, device, **settings)
-    if text is not None: click.echo(bot.say(text)); return
-    click.echo(f"Talking to {model}. An empty line or Ctrl-D ends.", err=True)
-    while text := _ask():
-        click.echo("Assistant:", nl=False)  # the answer begins with its own space
-        try: bot.say(text, on_text=lambda piece: click.echo(piece, nl=False))
-        except InputError as e: click.echo(f"[{e}]", nl=False)
-        click.echo()
-
-# %% ../nbs/15_cli.ipynb #afd685a7
-def _ask():
-    "A line from the terminal; empty at its end."
-    try: return input("User: ").strip()
-    except EOFError: click.echo(); return ""
+# %% ../nbs/15_cli.ipynb #5e12ac01
+for command in (chat, serve): cli.add_command(command)
 
 # %% ../nbs/15_cli.ipynb #a77a6c83
 @cli.command("import-original", epilog="Example: elite112m import-original best.pt --out models/original")

@@ -31,6 +31,22 @@ def tiny():
     return [a for k, v in TINY.items() for a in ("--set", f"{k}={v}")]
 
 
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    "A function of a context length: the folder of an untrained model so small that it answers at once."
+    from elite112m.checkpoint import save_model
+    from elite112m.config import ModelConfig
+    from elite112m.model import CausalLM
+    from elite112m.tokenizer import train_tokenizer
+    def made(context):
+        folder = tmp_path_factory.mktemp("toys") / f"toy{context}"
+        folder.mkdir()
+        save_model(CausalLM(ModelConfig(300, 2, 64, 4, 2, 96, context)).eval(), folder)
+        train_tokenizer(["a b c d e"] * 4, 300).save(folder)
+        return folder
+    return made
+
+
 _counts = {"passed": 0, "failed": 0}
 
 
