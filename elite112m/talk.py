@@ -131,7 +131,7 @@ class Chat:
 
     def _head(self): return [{"role": "system", "content": self.system}] if self.system else []
 
-# %% ../nbs/11b_talk.ipynb #tkf6f62b
+# %% ../nbs/11b_talk.ipynb #tk7365c7
 def _say(self, text:str, on_part=None, **how)->Answer: # on_part, top, stop_strings: see `respond`
     "Answer `text`. Raises `InputError` for a message that is empty or cannot fit."
     need(text.strip(), "say something: the message is empty")
@@ -151,6 +151,7 @@ def _stop(self):
     self._stopping.set()
 
 Chat.say, Chat.stop = _say, _stop
+Chat.stopping = property(lambda self: self._one.locked() and self._stopping.is_set(), doc="Whether an answer is coming that has been told to end.")
 
 # %% ../nbs/11b_talk.ipynb #tk566551
 def _undo(self)->str:

@@ -26,22 +26,21 @@ def plain(text:str)->str:
     "Text with its control characters made visible and harmless."
     return text.translate(_SHOWN)
 
-# %% ../nbs/11c_terminal.ipynb #tma530f0
+# %% ../nbs/11c_terminal.ipynb #tm0a4279
 @contextmanager
 def ctrl_c_stops(chat:Chat):
-    "Within the block, Ctrl-C stops the answer of `chat`."
-    pressed = []
+    "Within the block, Ctrl-C stops the answer of `chat` that is coming, and nothing else."
     def press(*_):
-        if pressed: raise KeyboardInterrupt
-        pressed.append(True); chat.stop()
+        if chat.stopping: raise KeyboardInterrupt
+        chat.stop()
     before = signal.signal(signal.SIGINT, press)
     try: yield
     finally: signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/11c_terminal.ipynb #tma01d93
+# %% ../nbs/11c_terminal.ipynb #tm305347
 class Terminal:
     "A conversation, line by line."
-    def __init__(self, chat:Chat, live=False): # live: somebody watches; the figures of each answer are told, and Ctrl-C stops it
+    def __init__(self, chat:Chat, live=False): # live: somebody watches; the figures of each answer are told
         self.chat, self.live = chat, live
 
     def line(self, text:str)->bool:
@@ -62,14 +61,13 @@ class Terminal:
         need(name in COMMANDS, f"no command /{name[:40]}{did_you_mean(name, [*COMMANDS, *SETTINGS])}; /help lists them, // begins a message with /")
         return COMMANDS[name](self, rest)
 
-# %% ../nbs/11c_terminal.ipynb #tm52bfd2
+# %% ../nbs/11c_terminal.ipynb #tmc712e7
 def _answer(self, text, again=False):
     "Say `text`, or ask for another answer, and show it as it comes."
     def part(piece, token): click.echo(plain(piece), nl=False)
     try:
-        with ctrl_c_stops(self.chat) if self.live else nullcontext():
-            click.echo("Assistant: ", nl=False)
-            answer = self.chat.retry(part) if again else self.chat.say(text, part)
+        click.echo("Assistant: ", nl=False)
+        answer = self.chat.retry(part) if again else self.chat.say(text, part)
     except KeyboardInterrupt:
         need(not self.live, "[dropped; the conversation is as it was]")
         raise
@@ -194,7 +192,7 @@ def _session():
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     return PromptSession(history=Kept(str(file)) if file else InMemoryHistory(), completer=Words(), key_bindings=keys, multiline=True)
 
-# %% ../nbs/11c_terminal.ipynb #tm361c99
+# %% ../nbs/11c_terminal.ipynb #tm9bc92a
 def _typed(session):
     "The messages typed at the terminal."
     pressed = False
@@ -216,5 +214,6 @@ def talk(chat:Chat):
     live = sys.stdin.isatty() and sys.stdout.isatty()
     term = Terminal(chat, live)
     if live: click.secho(f"[Talking to {plain(chat.of.name)}. /help lists commands; Ctrl-C stops an answer, Ctrl-D ends.]", dim=True, err=True)
-    for line in _typed(_session()) if live else sys.stdin:
-        if not term.line(line): return
+    with ctrl_c_stops(chat) if live else nullcontext():
+        for line in _typed(_session()) if live else sys.stdin:
+            if not term.line(line): return

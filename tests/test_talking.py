@@ -30,7 +30,8 @@ def test_terminal_stops_a_reply_and_not_the_program(toy, tmp_path):
     child.send("abc")
     child.sendintr()  # clears the line
     child.send("\x1b[200~/system one\nand two\x1b[201~\r")  # a pasted text of two lines is one message
-    child.expect("system message: one")
+    child.expect("system message: one\r\nand two")
+    child.expect("User:")
     child.sendeof()
     child.expect(pexpect.EOF)
     child.close()
