@@ -16,7 +16,7 @@ from tornado import httpserver, iostream, netutil, web
 
 from .api import ChatRequest, CompletionRequest, Refused, Shape, prepare_chat, prepare_completion, read_request
 from .chatmodel import ChatModel
-from .config import InputError, need
+from .config import InputError
 from .settings import SETTINGS, read_settings
 
 # %% ../nbs/11f_serve.ipynb #sv799ea5
