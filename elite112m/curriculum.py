@@ -148,7 +148,7 @@ def _multiplication(r):
 @_family("Math: Word Problem Easy")
 def _easy(r):
     op = r.choice("+-*")
-    a, b, c = _step(r, op, 9 if op == "*" else 10, 2)
+    a, b, c = _step(r, op, 9 if op == "*" else 12, 2)
     slots = dict(a=a, b=b, c=c, n=r.choice(_WORDS["names"]), x=r.choice(_WORDS["things"]))
     return op, f"story:{_commute(a, op, b)}", slots, _number(c)
 
@@ -164,7 +164,7 @@ def _medium(r):
 @_family("Math: Simple Algebra")
 def _algebra(r):
     op = r.choice("-+/")
-    a, b, c = _step(r, op, 10, 2)
+    a, b, c = _step(r, op, 12, 2)
     return op, f"equation:{_commute(a, op, b)}", dict(a=a, b=b, c=c), _number(c)
 
 # %% ../nbs/02_curriculum.ipynb #b6c10e1e
