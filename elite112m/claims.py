@@ -33,7 +33,7 @@ _FILL = r"(?:an?|the|maybe|perhaps|possibly|even|also|both|either|rather|it's|it
 _JOINED = re.compile(rf"""(?:[\s,;&/|()?"'*_]|\.\.+|\b(?:and|or|nor|to|through|vs|versus|{_FILL})\b)*""")
 _OR = re.compile(rf"""(?:\bor\b|/)[\s"'*_]*(?:{_FILL}[\s"'*_]+)*$""")
 _OR_ELSE = re.compile(rf"""[\s,?"'*_]*(?:{_FILL}[\s,]+)*(?:or\b|/)""")
-_SO = re.compile(r"\b(?:so|therefore|thus|hence)\b")
+_SO = re.compile(r"\b(?:so|therefore|thus|hence|answer is|answer:)(?!\w)")
 _STRESS = re.compile(rf"(?:¤\s*=|\b(?:answer|result)\s*(?:is|:)|{_SO.pattern},?(?:\s+it\s+is|\s+it's)?)\W*$")
 
 # %% ../nbs/11pq_claims.ipynb #ef303a56

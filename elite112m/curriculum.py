@@ -55,7 +55,7 @@ def _facts(tables):
         rows = {s: a if isinstance(a, list) else [a] for s, a in rel["facts"].items()}
         for s, row in rows.items():
             check = {"number": lambda: _number(row[0]), "text": lambda: _text(row, [r[0] for r in rows.values()]),
-                     "keywords": lambda: dict(kind="keywords", groups=row[1:], max_sentences=3)}[rel["check"]]()
+                     "keywords": lambda: dict(kind="keywords", groups=row[1:], max_sentences=8)}[rel["check"]]()
             a = str(row[0])
             slots = dict(s=s, S=big(s), a=a, A=big(a), full=s.replace("___", a))
             facts[rel["category"]].append((rel, slots, check))
@@ -184,7 +184,7 @@ def _format(r):
     form = r.choice(list(_PHRASES["Instruction: Format"]))
     words = r.sample(_WORDS["words"], 3 if form in ("reverse", "commas") else 2)
     slots = dict(w=" ".join(words), l=", ".join(words), back=", ".join(words[::-1]), up=" ".join(words).upper())
-    return form, f"{form}:{slots['w']}", slots, _EXACT
+    return form, f"{form}:{slots['w']}", slots, dict(kind="sequence", items=words[::-1]) if form == "reverse" else _EXACT
 
 # %% ../nbs/02_curriculum.ipynb #2e30e454
 _ABC = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
