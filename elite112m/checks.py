@@ -12,7 +12,7 @@ import ast, inspect, json, math, operator, re, secrets
 from collections import Counter
 from contextlib import suppress
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 
 from .claims import BARE, DENY, DIGITS, claims_only, fold, numbers_in, phrase, recital, value_of
 from .config import InputError, need
@@ -23,7 +23,7 @@ CHECKERS = {}
 
 def checker(kind:str, **shapes):
     "Register a function `(reply, prompt, **fields) -> bool` for `kind`; `shapes` say what each field may be."
-    def register(f): CHECKERS[kind] = f, shapes; return f
+    def register(f): CHECKERS[kind] = f, shapes, inspect.signature(f); return f
     return register
 
 def _string(v): return isinstance(v, str) and bool(v.strip())
@@ -41,8 +41,8 @@ def check(
     fields = dict(spec) if isinstance(spec, dict) else {}
     kind = fields.pop("kind", None)
     need(isinstance(kind, str) and kind in CHECKERS, f"check: unknown kind {kind!r}; use one of {', '.join(CHECKERS)}")
-    f, shapes = CHECKERS[kind]
-    try: inspect.signature(f).bind(reply, prompt, **fields)
+    f, shapes, signature = CHECKERS[kind]
+    try: signature.bind(reply, prompt, **fields)
     except TypeError as e: raise InputError(f"check: the specification of kind {kind!r} has a {e}") from None
     for name, value in fields.items():
         need(shapes[name](value), f"check: field {name!r} of kind {kind!r} cannot be {value!r}")
@@ -50,9 +50,9 @@ def check(
     return bool(reply.strip()) and (kind in ("stdout", "function") or not rambles(reply)) and f(reply, prompt, **fields)
 
 def rambles(reply:str)->bool:
-    "Whether a sentence or line of three words or more occurs four times or more."
-    said = Counter(s.strip() for s in re.split(r"[.!?\n]+", fold(reply)) if len(s.split()) > 2)
-    return bool(said) and max(said.values()) > 3
+    "Whether a sentence or line occurs four times or more, or a short one of one or two words eight times."
+    said = Counter(s.strip() for s in re.split(r"[.!?\n]+", fold(reply)) if s.strip())
+    return any(n > (3 if " " in s.replace(" ", "", 1) else 7) for s, n in said.items())
 
 # %% ../nbs/11q_checks.ipynb #e5374c03
 _LEAD = re.compile(r"(?::|\b(?:is|becomes|be)\b:?)\s+")
@@ -78,14 +78,19 @@ def check_regex(reply, prompt, pattern):
     return bool(re.fullmatch(pattern, reply.strip()))
 
 # %% ../nbs/11q_checks.ipynb #ce2ae409
-@checker("text", answer=_list(_string), others=_list(_string, 0))
-def check_text(reply, prompt, answer, others=()):
-    "The reply claims one of the aliases in `answer` and none of its competitors in `others`."
+@lru_cache(2000)
+def _finder(answer, others):
+    "What finds the candidates of a text question in folded text: (start, end, 0 for the answer or the competitor's number)."
     values = {fold(o): i for i, o in enumerate(others, 1)} | {fold(a): 0 for a in answer}
     names = sorted(values, key=len, reverse=True)   # "New York" before "York"
     pattern = re.compile("|".join(f"({phrase(n)})" for n in names))
-    find = lambda s: [(*m.span(), values[names[m.lastindex-1]]) for m in pattern.finditer(s)]
-    asked, text = fold(prompt).strip(), fold(reply).strip().removeprefix(fold(prompt).strip())
+    return lambda s: [(*m.span(), values[names[m.lastindex-1]]) for m in pattern.finditer(s)]
+
+@checker("text", answer=_list(_string), others=_list(_string, 0))
+def check_text(reply, prompt, answer, others=()):
+    "The reply claims one of the aliases in `answer` and none of its competitors in `others`."
+    find, asked = _finder(tuple(answer), tuple(others)), fold(prompt).strip()
+    text = fold(reply).strip().removeprefix(asked)
     found = find(text)
     return not recital(text, found) and claims_only(text, found, 0, asked, {v for *_, v in find(asked)})
 
@@ -240,9 +245,14 @@ def code_of(reply:str)->str: # what a model said
     fence = re.search(r"^[ \t]*(```+|~~~+)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", reply, re.S | re.M)
     return fence[2] if fence else reply
 
+def _parses(code): # what is no Python need not be run
+    try: return bool(ast.parse(code).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError): return False
+
 @checker("stdout", expect=_string)
 def check_stdout(reply, prompt, expect):
     "The code in the reply, run locked up, ends well and prints `expect` (white space at the end aside)."
+    if not _parses(code_of(reply)): return False
     result = run_python(code_of(reply))
     return result.ok and result.stdout.rstrip() == expect.rstrip()
 
@@ -260,6 +270,7 @@ def _case(v): return isinstance(v, (list, tuple)) and len(v) == 2 and isinstance
 def check_function(reply, prompt, name, cases):
     "The code in the reply defines `name`, and locked up, `name(*args) == value` for all `cases` of (args, value)."
     args, values = json.dumps([c[0] for c in cases]), json.loads(json.dumps([c[1] for c in cases]))
+    if not _parses(code_of(reply)): return False
     mark = secrets.token_hex(8)
     result = run_python(_CALL.format(code=code_of(reply), name=name, args=args, mark=mark))
     try: return result.ok and json.loads(result.stdout.rpartition(mark)[2]) == values

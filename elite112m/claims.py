@@ -8,9 +8,11 @@ __all__ = ['DENY', 'DIGITS', 'BARE', 'fold', 'claims_only', 'phrase', 'recital',
 # %% ../nbs/11pq_claims.ipynb #b5314384
 import re, unicodedata
 from fractions import Fraction
+from functools import lru_cache
 from itertools import groupby
 
 # %% ../nbs/11pq_claims.ipynb #0a8cf175
+@lru_cache(5000)
 def fold(text:str)->str: # anything
     "`text` without case, accents and typographic variants of quotes, dashes and letters."
     bare = lambda w: "".join(c for c in unicodedata.normalize("NFD", w) if not unicodedata.combining(c))

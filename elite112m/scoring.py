@@ -54,10 +54,9 @@ def best_constant(items)->dict:
     best = {}
     for c in CATEGORIES:
         mine = [i for i in items if i.category == c]
-        prints = {i.reply: i.check.get("expect") for i in mine}
-        def could(reply, i):  # what a reference prints or defines is known; it need not be run against every item
-            return prints[reply] == i.check.get("expect") and (i.check["kind"] != "function" or f"def {i.check['name']}(" in reply)
-        rates = [sum(could(r, i) and check(r, i.check, i.prompt) for i in mine)/len(mine) for r in {i.reply for i in mine}]
+        def right(said, i):  # what a reference prints or defines is known; it need not be run against every item
+            return said.check == i.check if i.check["kind"] in ("stdout", "function") else check(said.reply, i.check, i.prompt)
+        rates = [sum(right(said, i) for i in mine)/len(mine) for said in {i.reply: i for i in mine}.values()]
         best[c] = max(rates, default=0.0)
     return best
 
