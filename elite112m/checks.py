@@ -47,7 +47,7 @@ def check(
     for name, value in fields.items():
         need(shapes[name](value), f"check: field {name!r} of kind {kind!r} cannot be {value!r}")
     need(isinstance(reply, str) and isinstance(prompt, str), "check: the reply and the prompt must be strings")
-    return bool(reply.strip()) and (kind in ("stdout", "function") or not rambles(reply)) and f(reply, prompt, **fields)
+    return fold(reply).strip() not in ("", fold(prompt).strip()) and (kind in ("stdout", "function") or not rambles(reply)) and f(reply, prompt, **fields)
 
 def rambles(reply:str)->bool:
     "Whether a sentence or line occurs four times or more, or a short one of one or two words eight times."
@@ -190,7 +190,7 @@ def check_name(reply, prompt):
     pointed = re.findall(rf"""["“*]+({_NAME})[.,!]?["”*]+""", text)
     if re.fullmatch(rf"({_NAME})[.!]?", text): names = [text.rstrip(".!")]
     elif pointed: names = pointed
-    else: names = re.findall(rf"(?:\b(?:is|be|named?|call (?:it|him|her|them)|called|about|is:|be:|name:|as))\s+({_NAME})", text)
+    else: names = re.findall(rf"(?:\bname[^.!?\n]{{0,60}}?(?:\bis|\bbe|:)|\b(?:could|would|might) be|\bcall (?:it|him|her|them)|\b(?:called|named|about)):?\s+({_NAME})", text)
     return len(set(names)) == 1 and fold(names[0]) not in fold(prompt) and len(re.findall(_MARK, text)) < 2
 
 # %% ../nbs/11q_checks.ipynb #57cbb445
@@ -206,7 +206,7 @@ def check_keywords(reply, prompt, groups, max_sentences=None):
     if len(sentences) > min(limit, len(set(sentences))) or any(len(s.split()) > 60 for s in sentences): return False
     pattern = lambda synonym: r"\b" + r"[\W_]+".join(map(_form, re.findall(r"[^\W_]+", fold(synonym)))) + r"\b"
     named = [[m[0] for s in group for m in re.finditer(pattern(s), text)] for group in groups]
-    bare = sum(len(n.split()) for group in named for n in set(group)) > .6*len(text.split()) > 2
+    bare = sum(len(n.split()) for group in named for n in set(group)) > .7*len(text.split())
     return all(named) and not bare
 
 # %% ../nbs/11q_checks.ipynb #40ff9e90
