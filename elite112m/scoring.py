@@ -93,11 +93,12 @@ def _bars(ax, rates, color):
 def picture(results:dict, title:str=""):
     "Rows and categories as a matplotlib figure."
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
     fig, (rows, rest) = plt.subplots(2, 1, figsize=(9, 12), height_ratios=[1, 4], layout="constrained")
     draw_rows(rows, results)
     _bars(rest, results["categories"], "tab:green")
     rest.plot([results["constant"][c] for c in results["categories"]], list(results["categories"]), "|", color="black", ms=9, label="best constant answer")
-    rest.bar(0, 0, color="tab:green", alpha=.75, hatch="///", edgecolor="white", label="only the form is judged")
-    rest.legend(frameon=False, loc="lower center", bbox_to_anchor=(.5, 1), ncols=3)
+    hatched = Patch(facecolor="tab:green", alpha=.75, hatch="///", edgecolor="white", label="only the form is judged")
+    rest.legend(handles=[*rest.get_legend_handles_labels()[0], hatched], frameon=False, loc="lower center", bbox_to_anchor=(.5, 1), ncols=3)
     fig.suptitle(title)
     return fig
