@@ -97,11 +97,12 @@ def check_text(reply, prompt, answer, others=()):
 # %% ../nbs/11q_checks.ipynb #63e34c16
 @checker("number", answer=_number)
 def check_number(reply, prompt, answer):
-    "The reply claims the number `answer` and no other; a final `#### n` (GSM8K, Cobbe et al. 2021) decides alone."
+    "The reply claims the number `answer` and no other; a final `#### n` (GSM8K, Cobbe et al. 2021) or \"the answer is n\" decides alone."
     answer, asked, text = Fraction(str(answer)), fold(prompt).strip(), fold(reply).strip()
     if "####" in text:
         final = re.fullmatch(rf"\s*({BARE})\s*%?\.?(?:\s*the answer is:?\s*({BARE})\.?)?", text.partition("####")[2])
         return bool(final) and {value_of(v) for v in final.groups() if v} == {answer}
+    if final := re.search(rf"\banswer is:?\s*\**({BARE})[\s.*!]*$", text): return value_of(final[1]) == answer
     text, found = numbers_in(re.sub(r"<<[^<>]*(?:>>|$)|\bstep \d+", " ", text.removeprefix(asked)), answer)
     return claims_only(text, found, answer, asked, {value_of(n) for n in re.findall(BARE, asked)})
 

@@ -35,7 +35,7 @@ class Options:
     def how(self, sample:int)->dict:
         "What `generate` is given for a sample."
         return dict(temperature=self.temperature, seed=self.seed*1009 + sample)
-QUICK = dict(items=3, max_new_tokens=64)
+QUICK = dict(items=5, max_new_tokens=64)
 
 # %% ../nbs/12_evaluate.ipynb #0cda688c
 TASKS = {}  # name -> function(model, folder, options) -> dict

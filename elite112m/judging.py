@@ -21,7 +21,7 @@ _MODEL_OPTIONS = [
     click.option("--out", metavar="DIR", help="With --model: folder for results.json, generations.jsonl and suite.png."),
     click.option("--tasks", default="suite", metavar="A,B", show_default=True, help="With --model: suite (35 categories), base (ranks of right words, for models before fine-tuning)."),
     click.option("--items", type=click.IntRange(1), help="With --model: items a category.  [default: 30]"),
-    click.option("--quick", is_flag=True, help="With --model: 3 items a category and answers of 64 tokens at most, about a minute for SmolLM2-135M on two cores."),
+    click.option("--quick", is_flag=True, help="With --model: 5 items a category and answers of 64 tokens at most, about a minute for SmolLM2-135M on two cores."),
     click.option("--max-new-tokens", type=click.IntRange(1), help="With --model: length limit of an answer.  [default: 128]"),
     click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="With --model: prompts answered together."),
     click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="With --model: 0 is greedy."),
