@@ -16,6 +16,7 @@ import click
 from .config import InputError
 from .presets import PRESETS, preset
 from .cost import presets_table, step_tokens
+from .judging import compare, contamination, model_options
 from .stage import CANNOT_WRITE, Run, STAGES, resolve, silent, stages_of, text_table
 from .talking import chat, serve
 from .tools import Group, Pairs, bench, complete, located, open_run, runs, sweep, tokenizer, track, track_option
@@ -115,22 +116,22 @@ def run(name, out, stages, data, sft_data, sets, device, force, init, **length):
 
 # %% ../nbs/15_cli.ipynb #ea0a0179
 _HELP = {"prepare": "Turn text into a vocabulary and token shards.", "pretrain": "Train a fresh model, or a given one further, on the prepared shards.",
-         "sft": "Fine-tune the pretrained model, or a given one, on conversations.", "evaluate": "Score the fine-tuned model on the 35 categories.",
+         "sft": "Fine-tune the pretrained model, or a given one, on conversations.", "evaluate": "Score a run's fine-tuned model, or any other model, on the 35 categories.",
          "export": "Write the fine-tuned model as a Hugging Face folder."}
 
 def _stage_command(stage):
-    @click.option("--run", "path", required=True, metavar="DIR", help="Run folder.", shell_complete=complete(runs))
+    @click.option("--run", "path", required=stage != "evaluate", metavar="DIR", help="Run folder.", shell_complete=complete(runs))
     @click.option("--preset", "name", help="Preset, for a new run folder.", shell_complete=complete(lambda: list(PRESETS)))
     @stage_options
     def command(path, name, data, sft_data, sets, device, force, to=None, init=None, **length):
         _do(path, name, located(dict(sets), data, sft_data), [stage], force, device, init=init, **length)
     to = click.option("--to", type=click.Choice(["hf"]), default="hf", show_default=True, help="Format to write: hf is a Hugging Face folder.")
     pretrain, sft = length_options("steps", "tokens", "hours", "extend"), length_options("steps", "hours", "extend")
-    more = {"prepare": from_option, "pretrain": lambda f: from_option(track_option(pretrain(f))), "sft": lambda f: from_option(track_option(sft(f))), "export": to}.get(stage, lambda f: f)
+    more = {"prepare": from_option, "pretrain": lambda f: from_option(track_option(pretrain(f))), "sft": lambda f: from_option(track_option(sft(f))), "evaluate": model_options, "export": to}.get(stage, lambda f: f)
     cli.command(stage, help=_HELP[stage], epilog=f"Example: elite112m {stage} --run runs/nano")(more(command))
 
 for stage in STAGES: _stage_command(stage)
-cli.add_command(sweep)
+for command in (sweep, compare, contamination): cli.add_command(command)
 
 # %% ../nbs/15_cli.ipynb #41d7d87e
 @cli.command(epilog="Example: elite112m presets")

@@ -55,7 +55,7 @@ def _facts(tables):
         rows = {s: a if isinstance(a, list) else [a] for s, a in rel["facts"].items()}
         for s, row in rows.items():
             check = {"number": lambda: _number(row[0]), "text": lambda: _text(row, [r[0] for r in rows.values()]),
-                     "keywords": lambda: dict(kind="keywords", groups=row[1:], max_sentences=3)}[rel["check"]]()
+                     "keywords": lambda: dict(kind="keywords", groups=row[1:], max_sentences=8)}[rel["check"]]()
             a = str(row[0])
             slots = dict(s=s, S=big(s), a=a, A=big(a), full=s.replace("___", a))
             facts[rel["category"]].append((rel, slots, check))
@@ -148,7 +148,7 @@ def _multiplication(r):
 @_family("Math: Word Problem Easy")
 def _easy(r):
     op = r.choice("+-*")
-    a, b, c = _step(r, op, 9 if op == "*" else 10, 2)
+    a, b, c = _step(r, op, 9 if op == "*" else 12, 2)
     slots = dict(a=a, b=b, c=c, n=r.choice(_WORDS["names"]), x=r.choice(_WORDS["things"]))
     return op, f"story:{_commute(a, op, b)}", slots, _number(c)
 
@@ -164,7 +164,7 @@ def _medium(r):
 @_family("Math: Simple Algebra")
 def _algebra(r):
     op = r.choice("-+/")
-    a, b, c = _step(r, op, 10, 2)
+    a, b, c = _step(r, op, 12, 2)
     return op, f"equation:{_commute(a, op, b)}", dict(a=a, b=b, c=c), _number(c)
 
 # %% ../nbs/02_curriculum.ipynb #b6c10e1e
@@ -184,7 +184,7 @@ def _format(r):
     form = r.choice(list(_PHRASES["Instruction: Format"]))
     words = r.sample(_WORDS["words"], 3 if form in ("reverse", "commas") else 2)
     slots = dict(w=" ".join(words), l=", ".join(words), back=", ".join(words[::-1]), up=" ".join(words).upper())
-    return form, f"{form}:{slots['w']}", slots, _EXACT
+    return form, f"{form}:{slots['w']}", slots, dict(kind="sequence", items=words[::-1]) if form == "reverse" else _EXACT
 
 # %% ../nbs/02_curriculum.ipynb #2e30e454
 _ABC = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

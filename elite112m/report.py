@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment
 
 from .config import need
-from .evaluate import NOTES, PUBLISHED
+from .scoring import FORM_ONLY, NOTES, PUBLISHED, draw_rows
 from .stage import Run, atomic, read_json, settings_of, stages_of
 from .tracking import plot_metrics, read_metrics
 from .weights import read_config
@@ -45,14 +45,8 @@ def curves(run:Run)->str:
 def bars(results:dict)->str:
     "The six rows with their intervals beside the original's figures, as SVG."
     import matplotlib.pyplot as plt
-    names = list(results["rows"])[::-1]
-    r = [results["rows"][n] for n in names]
     fig, ax = plt.subplots(figsize=(8, 3))
-    error = [[x["rate"] - x["lo"] for x in r], [x["hi"] - x["rate"] for x in r]]
-    ax.barh(names, [x["rate"] for x in r], xerr=error, color="tab:blue", alpha=.75, capsize=3, label="this run, 95 % interval")
-    ax.plot([PUBLISHED[n] for n in names], names, "D", color="tab:orange", label="Elite-112M as published")
-    ax.set(xlim=(0, 1)); ax.xaxis.set_major_formatter("{x:.0%}"); ax.grid(axis="x", alpha=.25)
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(.5, 1), ncols=2)
+    draw_rows(ax, results)
     return svg(fig)
 
 # %% ../nbs/13b_report.ipynb #a59cb1e0
@@ -69,7 +63,7 @@ def figures(run:Run)->dict:
         "settings": "\n".join(f"{k}={v}" for s in stages for k, v in settings_of(run.preset, s).items()), "records": records,
         "manifest": read_json(run.folder("prepare")/"manifest.json") if "prepare" in stages else None, "parameters": read_config(run.folder("sft")/"config.json").n_params,
         "trained": trained, "tokens": [r["tokens"] for r in metrics if "tokens" in r][-1], "results": read_json(run.folder("evaluate")/"results.json"),
-        "published": PUBLISHED, "notes": NOTES, "samples": first[::2], "weights_mb": weights.stat().st_size/1e6,
+        "published": PUBLISHED, "notes": NOTES, "form_only": FORM_ONLY, "samples": first[::2], "weights_mb": weights.stat().st_size/1e6,
         "val_loss": [r["val_loss"] for r in metrics if "val_loss" in r][-1], "tok_s": sorted(r["tok_s"] for r in metrics if "tok_s" in r),
         "seconds": sum(r["seconds"] for r in records.values()), "memory": max(r["peak_memory_gb"] for r in records.values())}
 

@@ -23,7 +23,7 @@ def finished(tmp_path_factory, tiny):
 def test_run_makes_everything(finished):
     out, done = finished
     for name in ("data/train.bin", "data/tokenizer.json", "pretrain/model.safetensors", "sft/model.safetensors", "eval/results.json",
-                 "eval/generations.jsonl", "export/hf/config.json", "report.html", "run.json"):
+                 "eval/generations.jsonl", "eval/suite.png", "export/hf/config.json", "report.html", "run.json"):
         assert (out / name).exists(), name
     assert len(list((out / "notebooks").glob("[0-9]*.ipynb"))) == 5
     assert not list(out.rglob("*.tmp")) and not list((out / "notebooks").glob(".*"))
@@ -37,7 +37,7 @@ def test_results_have_the_agreed_form(finished):
     assert list(results["rows"]) == ["Factual Q&A", "Math format", "Math accuracy", "Code structure", "Instructions", "Pattern recognition"]
     for r in [*results["rows"].values(), *results["categories"].values()]:
         assert set(r) == {"correct", "total", "rate", "lo", "hi"} and 0 <= r["lo"] <= r["rate"] <= r["hi"] <= 1
-    assert results["contaminated"] == []
+    assert results["contamination"]["whole"] == [] and results["contamination"]["tokens"]["conversations"] > 0
 
 
 def test_rerun_skips_and_says_so(finished, tiny):
@@ -76,7 +76,7 @@ def test_conversation_in_the_terminal(finished):
 
 def test_report_shows_the_run(finished):
     page = (finished[0] / "report.html").read_text()
-    assert "Factual Q&amp;A" in page and page.count("<svg") == 2 and "<script" not in page and 'src="http' not in page
+    assert "Factual Q&amp;A" in page and "No question was found whole" in page and page.count("<svg") == 2 and "<script" not in page and 'src="http' not in page
 
 
 def test_damaged_data_are_bad_input(finished, tmp_path):
