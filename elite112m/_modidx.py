@@ -12,6 +12,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'elite112m.api.Shape': ('api.html#shape', 'elite112m/api.py'),
                                'elite112m.api.Shape.__init__': ('api.html#shape.__init__', 'elite112m/api.py'),
                                'elite112m.api.Shape._logprobs': ('api.html#shape._logprobs', 'elite112m/api.py'),
+                               'elite112m.api.Shape._more': ('api.html#shape._more', 'elite112m/api.py'),
                                'elite112m.api.Shape._reason': ('api.html#shape._reason', 'elite112m/api.py'),
                                'elite112m.api.Shape.bill': ('api.html#shape.bill', 'elite112m/api.py'),
                                'elite112m.api.Shape.chunk': ('api.html#shape.chunk', 'elite112m/api.py'),

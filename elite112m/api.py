@@ -161,7 +161,7 @@ def completion_logprobs(parts, at=0)->dict:
 def usage(a:Answer)->dict:
     return {"prompt_tokens": a.prompt_tokens, "completion_tokens": a.tokens, "total_tokens": a.prompt_tokens + a.tokens}
 
-# %% ../nbs/11e_api.ipynb #ap6fb89a
+# %% ../nbs/11e_api.ipynb #apea2d31
 class Shape:
     "Writes the answers to one request."
     def __init__(self, r, name:str):
@@ -177,14 +177,15 @@ class Shape:
     def whole(self, a:Answer, chat=None)->dict:
         "The answer as one object."
         said = {"message": {"role": "assistant", "content": a.text, "refusal": None}} if self.chat else {"text": a.text}
-        more = ({"forgotten": chat.forgotten} if chat and chat.forgotten else {}) | ({"stopped": "time"} if a.finish == "stopped" else {})
         return self.head | {"object": "chat.completion" if self.chat else "text_completion", "usage": usage(a),
-            "choices": [{"index": 0, "finish_reason": self._reason(a), "logprobs": self._logprobs(a.parts)} | said]} | more
+            "choices": [{"index": 0, "finish_reason": self._reason(a), "logprobs": self._logprobs(a.parts)} | said]} | self._more(a, chat)
 
-    def chunk(self, text="", token=None, role=False, done:Answer=None)->dict:
+    def _more(self, a, chat): return ({"forgotten": chat.forgotten} if chat and chat.forgotten else {}) | ({"stopped": "time"} if a.finish == "stopped" else {})
+
+    def chunk(self, text="", token=None, role=False, done:Answer=None, chat=None)->dict:
         "A piece of a streamed answer; `done` makes it the last."
         said = {"delta": ({"role": "assistant"} if role else {}) | ({} if done else {"content": text})} if self.chat else {"text": text}
         return self.head | {"object": "chat.completion.chunk" if self.chat else "text_completion",
-            "choices": [{"index": 0, "finish_reason": self._reason(done) if done else None, "logprobs": self._logprobs([(text, token)]) if token else None} | said]}
+            "choices": [{"index": 0, "finish_reason": self._reason(done) if done else None, "logprobs": self._logprobs([(text, token)]) if token else None} | said]} | (self._more(done, chat) if done else {})
 
     def bill(self, a)->dict: return self.chunk(done=a) | {"choices": [], "usage": usage(a)}

@@ -134,7 +134,7 @@ def _log_exception(self, kind, e, tb):
 
 Base.write_error, Base.log_exception = _write_error, _log_exception
 
-# %% ../nbs/11f_serve.ipynb #svdfe9dd
+# %% ../nbs/11f_serve.ipynb #sv609920
 class Reply(Base):
     "`/v1/chat/completions` and `/v1/completions`."
     method = "POST"
@@ -156,7 +156,7 @@ class Reply(Base):
                     if r.stream: await self._send(shape.chunk(*part, role=not begun)); begun = True
                 else: answer, chat = part
         if not r.stream: return self.finish(shape.whole(answer, chat))
-        await self._send(shape.chunk(done=answer))
+        await self._send(shape.chunk(done=answer, chat=chat))
         if r.stream_options.include_usage: await self._send(shape.bill(answer))
         self.finish("data: [DONE]\n\n")
 

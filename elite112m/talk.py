@@ -112,7 +112,8 @@ class Chat:
 
     @classmethod
     def open(cls, path, device="auto", format="fp32", **kw):
-        "Chat with the model of a run, folder, GGUF file, or name."
+        "Chat with the model of a run, folder, GGUF file, or name. Raises `InputError`."
+        need(format == "fp32" or "format" in signature(ChatModel.open).parameters, f"format {format} is not in this version")
         return cls(ChatModel.open(path, device, **({} if format == "fp32" else {"format": format})), **kw)
 
     def set(self, **values):

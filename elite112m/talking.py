@@ -11,34 +11,35 @@ import click
 from .settings import SETTINGS
 from .tools import complete, runs
 
-# %% ../nbs/14d_talking.ipynb #tgee027d
+# %% ../nbs/14d_talking.ipynb #tgaa2581
 def model_options(f):
     "Which model, in what form, where, and how it answers."
     f = click.option("--device", default="auto", type=click.Choice(["auto", "cuda", "mps", "cpu"]), show_default=True, help="Where to compute.")(f)
+    f = click.option("--format", default="fp32", show_default=True, help="Numbers to compute with; int8 and int4 are faster on a CPU.")(f)
     for s in reversed(SETTINGS.values()):
         kind = (click.IntRange if s.kind is int else click.FloatRange)(s.low, s.high)
         f = click.option("--" + s.name.replace("_", "-"), type=kind, default=s.default, show_default=s.default is not None, help=s.help)(f)
     return click.option("--model", required=True, metavar="DIR", shell_complete=complete(runs),
                         help="Run folder, any folder with weights and tokenizer, a GGUF file, or smollm2-135m-instruct.")(f)
 
-# %% ../nbs/14d_talking.ipynb #tged3e5d
+# %% ../nbs/14d_talking.ipynb #tg18c70b
 @click.command(epilog='Example: elite112m chat --model runs/nano --input "What is the capital of France?"')
 @model_options
 @click.option("--input", "text", help="Ask this, print the answer, and end.")
 @click.option("--system", help="A system message before the conversation.")
-def chat(model, text, system, device, **settings):
+def chat(model, text, system, device, format, **settings):
     "Talk to a model."
     from elite112m.terminal import Chat, plain, talk
-    bot = Chat.open(model, device, system=system, **settings)
+    bot = Chat.open(model, device, format, system=system, **settings)
     if text is not None: click.echo(plain(bot.say(text).text))
     else: talk(bot)
 
-# %% ../nbs/14d_talking.ipynb #tg17ce74
+# %% ../nbs/14d_talking.ipynb #tg46e6c5
 @click.command(epilog="Example: elite112m serve --model runs/nano")
 @model_options
 @click.option("--port", default=8112, type=click.IntRange(0, 65535), show_default=True, help="Port on 127.0.0.1; 0 takes a free one.")
-def serve(model, port, device, **settings):
+def serve(model, port, device, format, **settings):
     "Offer a model on this machine: a chat page, and OpenAI's interface under /v1."
     from elite112m.serve import serve as run
-    from elite112m.talk import ChatModel
-    run(ChatModel.open(model, device), port, settings, lambda url: click.echo(f"{url}  chat page; OpenAI's interface at {url}/v1 (Ctrl-C ends)"))
+    from elite112m.talk import Chat
+    run(Chat.open(model, device, format).of, port, settings, lambda url: click.echo(f"{url}  chat page; OpenAI's interface at {url}/v1 (Ctrl-C ends)"))

@@ -57,17 +57,17 @@ class Panel:
         if self.probabilities and any(token for _, token in parts): return token_spans(parts)
         return html.escape(text or "".join(t for t, _ in parts))
 
-# %% ../nbs/11d_widgets.ipynb #wdfb79f0
+# %% ../nbs/11d_widgets.ipynb #wd98f586
 def _ask(self, text, again=False):
-    "Have `text` answered, drawing while the answer comes; what is wrong becomes a note."
-    parts = []
-    self.coming, self.note = (text, parts), ""
+    "Have `text` answered, or the last message again, drawing while the answer comes; what is wrong becomes a note."
+    parts, self.note = [], ""
     def part(piece, token):
         parts.append((piece, token))
         if time.monotonic() - self.drawn > .12: self.draw()
     try:
-        self.draw()
-        self.chat.say(text, part, top=5)
+        self.coming = text, parts
+        if not again: self.draw()
+        self.chat.retry(part, top=5) if again else self.chat.say(text, part, top=5)
     except InputError as e: self.note = str(e)
     except Exception as e: self.note = f"{type(e).__name__}: {e}"
     finally:
@@ -110,9 +110,9 @@ class TalkWidget:
         self.probabilities.observe(self._recolour, "value")
         for name, k in self.knobs.items(): k.observe(partial(self._turned, name), "value")
 
-# %% ../nbs/11d_widgets.ipynb #wdc2de32
-def _start(self, text):
-    "Have every conversation answer, in a thread."
+# %% ../nbs/11d_widgets.ipynb #wd44ba42
+def _start(self, text=None):
+    "Have every conversation answer, in a thread: `text`, or the last message again."
     if self.thread and self.thread.is_alive(): return
     self.stopping = False
     self._busy(True)
@@ -122,7 +122,7 @@ def _start(self, text):
 def _work(self, text):
     try:
         for p in self.panels:
-            if not self.stopping: p.ask(text)
+            if not self.stopping and (text or p.chat.exchanges): p.ask(text or p.chat.exchanges[-1].user, again=not text)
     finally: self._busy(False)
 
 def _busy(self, now):
@@ -131,7 +131,7 @@ def _busy(self, now):
 
 TalkWidget._start, TalkWidget._work, TalkWidget._busy = _start, _work, _busy
 
-# %% ../nbs/11d_widgets.ipynb #wd9dd096
+# %% ../nbs/11d_widgets.ipynb #wddfaa58
 def _enter(self):
     self.entered = True
     threading.Timer(.3, self.send).start()
@@ -145,9 +145,7 @@ def _stop(self):
     self.stopping = True
     for p in self.panels: p.chat.stop()
 
-def _retry(self):
-    asked = {p.chat.undo() for p in self.panels if p.chat.exchanges}
-    if asked: self._start(asked.pop())
+def _retry(self): self._start()
 
 def _clear(self):
     for p in self.panels: p.chat.reset(); p.note = ""; p.draw()

@@ -34,6 +34,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     "A function of a context length: the folder of an untrained model so small that it answers at once."
+    import torch
     from elite112m.checkpoint import save_model
     from elite112m.config import ModelConfig
     from elite112m.model import CausalLM
@@ -41,6 +42,7 @@ def toy(tmp_path_factory):
     def made(context):
         folder = tmp_path_factory.mktemp("toys") / f"toy{context}"
         folder.mkdir()
+        torch.manual_seed(0)
         save_model(CausalLM(ModelConfig(300, 2, 64, 4, 2, 96, context)).eval(), folder)
         train_tokenizer(["a b c d e"] * 4, 300).save(folder)
         return folder
