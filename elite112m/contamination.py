@@ -113,22 +113,26 @@ def talks(sft, tok, size:int=2000): # sft: an `SFTConfig`
 def _joined(tok, texts, between): return np.array([i for ids in tok.encode_batch(texts) for i in ids + between], np.uint32)
 
 # %% ../nbs/11t_contamination.ipynb #e127abe5
-def contamination(path, # a run, or a folder that `prepare` wrote
-    items=None, # `curriculum.Item`s; by default the suite's
-)->dict:
-    "How much of the exam stands in the training data. Raises `InputError` where there are none."
-    run = Run(path)
-    data = run.folder("prepare") if run.info else Path(path)
-    need((data/"manifest.json").exists(), f"{path} holds no prepared data: give a run, or the folder that prepare wrote")
-    items, tok, start = suite(30) if items is None else items, load_tokenizer(data), time.time()
-    search = Search([[tok.encode(p), tok.encode(" " + p)] for p in (i.prompt for i in items)])
+def _read_text(search, data):
     bar = progress(Split(data, "train").tokens, "contamination", "tok")
     for block in blocks(data, search.longest): search.read(block); bar.update(len(block))
     bar.close()
+
+def contamination(path, # a run, or a folder that `prepare` wrote
+    items=None, # `curriculum.Item`s; by default the suite's
+)->dict:
+    "How much of the exam stands in the training data; of a run that began with a given model, in its conversations. Raises `InputError` where there are none."
+    run = Run(path)
+    data = run.folder("prepare") if run.info else Path(path)
+    has_text = (data/"manifest.json").exists()
+    need(has_text or run.info, f"{path} holds no prepared data: give a run, or the folder that prepare wrote")
+    items, tok, start = suite(30) if items is None else items, load_tokenizer(data if has_text else run.folder("sft")), time.time()
+    search = Search([[tok.encode(p), tok.encode(" " + p)] for p in (i.prompt for i in items)])
+    if has_text: _read_text(search, data)
     text = search.tokens
     if run.info:
         for talk in talks(run.preset.sft, tok): search.read(talk)
-    return _summary(items, search, {"text": Split(data, "train").tokens, "conversations": search.tokens - text, "seconds": round(time.time() - start, 2)})
+    return _summary(items, search, {"text": Split(data, "train").tokens if has_text else 0, "conversations": search.tokens - text, "seconds": round(time.time() - start, 2)})
 
 # %% ../nbs/11t_contamination.ipynb #8a8f646a
 def _summary(items, search, about):

@@ -6,6 +6,7 @@
 __all__ = ['model_options', 'compare', 'contamination']
 
 # %% ../nbs/14e_judging.ipynb #14dc172e
+import json
 from pathlib import Path
 
 import click
@@ -13,13 +14,16 @@ from click.core import ParameterSource
 
 from .config import InputError
 from .stage import text_table, write_json
-from .tools import runs, complete
+from .tools import Pairs, complete, runs
 
 # %% ../nbs/14e_judging.ipynb #44ce775a
 _MODEL_OPTIONS = [
     click.option("--model", metavar="DIR", help="Judge this model instead of doing the stage: run or stage folder (also of unfinished training), Hugging Face folder, GGUF file, or smollm2-135m-instruct.", shell_complete=complete(runs)),
     click.option("--out", metavar="DIR", help="With --model: folder for results.json, generations.jsonl and suite.png."),
-    click.option("--tasks", default="suite", metavar="A,B", show_default=True, help="With --model: suite (35 categories), base (ranks of right words, for models before fine-tuning)."),
+    click.option("--tasks", default="suite", metavar="A,B", show_default=True, help="With --model: suite (35 categories), base (ranks of right words, for models before fine-tuning), gsm8k, humaneval, bits (per byte), lm-eval."),
+    click.option("--task-set", "more", multiple=True, type=Pairs("task.option=value"), metavar="TASK.OPTION=VALUE", help="With --model: an option of a standard task, for example gsm8k.shots=4, humaneval.form=base, bits.data=notes/. Repeatable."),
+    click.option("--format", default="fp32", type=click.Choice(["fp32", "bf16", "int8", "int4"]), show_default=True, help="With --model: how its weights are kept; int8 and int4 answer much faster on a CPU (extra fast)."),
+    click.option("--unsafe-no-network-isolation", "unsafe", is_flag=True, help="With --model: run generated code for humaneval although this system cannot lock it up."),
     click.option("--items", type=click.IntRange(1), help="With --model: items a category.  [default: 30]"),
     click.option("--quick", is_flag=True, help="With --model: 5 items a category and answers of 64 tokens at most, about a minute for SmolLM2-135M on two cores."),
     click.option("--max-new-tokens", type=click.IntRange(1), help="With --model: length limit of an answer.  [default: 128]"),
@@ -28,7 +32,7 @@ _MODEL_OPTIONS = [
     click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="With --model and a temperature: answers to each item; intervals are clustered by item."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="With --model and a temperature: of the first sample.")]
 _BOTH = ("force", "device")
-_ONLY_MODEL = ("out", "tasks", "items", "quick", "max_new_tokens", "batch_size", "temperature", "samples", "seed")
+_ONLY_MODEL = ("out", "tasks", "more", "format", "unsafe", "items", "quick", "max_new_tokens", "batch_size", "temperature", "samples", "seed")
 
 # %% ../nbs/14e_judging.ipynb #74810d22
 def model_options(stage):
@@ -45,18 +49,31 @@ def model_options(stage):
     either.__click_params__ += getattr(stage, "__click_params__", [])
     return either
 
+def _own(pairs)->dict:
+    "`{task: {option: value}}` of `task.option=value` pairs; a value that is JSON is read as such."
+    own = {}
+    for key, value in pairs:
+        task, _, option = key.partition(".")
+        if not option: raise InputError(f"--task-set {key}={value} is not of the form TASK.OPTION=VALUE, for example gsm8k.shots=4")
+        try: value = json.loads(value)
+        except ValueError: pass
+        own.setdefault(task, {})[option] = value
+    return own
+
 def _refuse(wrong, way):
-    names = {"path": "--run", "name": "--preset", "sets": "--set", "sft_data": "--sft-data"}
+    names = {"path": "--run", "name": "--preset", "sets": "--set", "sft_data": "--sft-data", "more": "--task-set", "unsafe": "--unsafe-no-network-isolation"}
     if wrong: raise InputError(f"{', '.join(sorted(names.get(k, '--' + k.replace('_', '-')) for k in wrong))} cannot be given with {way}")
 
 # %% ../nbs/14e_judging.ipynb #31d17a69
-def _judge(model, out, tasks, items, quick, max_new_tokens, batch_size, temperature, samples, seed, force, device):
+def _judge(model, out, tasks, more, format, unsafe, items, quick, max_new_tokens, batch_size, temperature, samples, seed, force, device):
     from elite112m.evaluate import QUICK, Options, evaluate_model, summary
     if not out: raise InputError("--model needs --out DIR, a folder for the results")
     if samples > 1 and not temperature: raise InputError("--samples without --temperature would give the same answer again: add --temperature 0.7")
+    tasks, own = [t for t in tasks.split(",") if t], _own(more)
+    if unsafe: own.setdefault("humaneval", {})["unsafe_no_network_isolation"] = True
     size = (QUICK if quick else {}) | {k: v for k, v in (("items", items), ("max_new_tokens", max_new_tokens)) if v}
-    options = Options(batch_size=batch_size, temperature=temperature, samples=samples, seed=seed, **size)
-    results = evaluate_model(model, out, [t for t in tasks.split(",") if t], options, device, force)
+    options = Options(batch_size=batch_size, temperature=temperature, samples=samples, seed=seed, more=own, **size)
+    results = evaluate_model(model, out, tasks, options, device, force, format=format)
     click.echo(summary(results))
     click.echo(f"results: {Path(out)/'results.json'}", err=True)
 

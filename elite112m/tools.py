@@ -28,10 +28,10 @@ def runs():
     return [str(p.parent) for p in Path("runs").glob("*/run.json")]
 
 class Pairs(click.ParamType):
-    "section.field=value"
-    name = "section.field=value"
+    "section.field=value, or of another form"
+    def __init__(self, form="section.field=value"): self.name = form
     def convert(self, value, param, ctx):
-        if "=" not in value: self.fail(f"{value!r} is not of the form section.field=value", param, ctx)
+        if "=" not in value: self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
         return tuple(value.split("=", 1))
     def shell_complete(self, ctx, param, incomplete):
         return [click.shell_completion.CompletionItem(s + "=") for s in SETTINGS if s.startswith(incomplete)]
