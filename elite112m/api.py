@@ -7,14 +7,12 @@ __all__ = ['MOST_MESSAGES', 'MOST_STOPS', 'Refused', 'Part', 'Message', 'StreamO
            'CompletionRequest', 'read_request', 'prepare_chat', 'prepare_completion', 'chat_logprobs',
            'completion_logprobs', 'usage', 'Shape']
 
-# %% ../nbs/11e_api.ipynb #apaba128
-import json, math, time, uuid
-from pathlib import Path
+# %% ../nbs/11e_api.ipynb #ape71bba
+import time, uuid
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from .config import InputError
 from .settings import SETTINGS
 from .talk import Answer, Chat, Exchange, respond
 
