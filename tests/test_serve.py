@@ -13,8 +13,6 @@ import pytest
 
 from conftest import BIN, ENV
 
-pytestmark = pytest.mark.xdist_group("serve")  # one server for all
-
 ASK = {"messages": [{"role": "user", "content": "a b"}], "max_tokens": 3}
 
 
