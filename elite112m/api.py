@@ -7,7 +7,7 @@ __all__ = ['MOST_MESSAGES', 'MOST_STOPS', 'Refused', 'Part', 'Message', 'StreamO
            'CompletionRequest', 'read_request', 'prepare_chat', 'prepare_completion', 'chat_logprobs',
            'completion_logprobs', 'usage', 'Shape']
 
-# %% ../nbs/11e_api.ipynb #apaba128
+# %% ../nbs/11e_api.ipynb #ape71bba
 import time, uuid
 from typing import Annotated, Literal
 

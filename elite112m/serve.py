@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOSTS', 'Limits', 'Desk', 'Base', 'Reply', 'Models', 'Health', 'Nothing', 'page', 'Page', 'make_server', 'serve']
 
-# %% ../nbs/11f_serve.ipynb #sv2ff1a2
+# %% ../nbs/11f_serve.ipynb #svda4db6
 import asyncio, base64, contextlib, hashlib, json, re, signal, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ class Limits:
     answer:float = 300.0    # seconds an answer may take
     slow:float = 20.0       # seconds for a client to send its headers, its body, or to take what was written
 
-# %% ../nbs/11f_serve.ipynb #sv276882
+# %% ../nbs/11f_serve.ipynb #sv8184d8
 class Desk:
     "Lets requests at a model one by one."
     def __init__(self, of:ChatModel, defaults:dict, limits=Limits()):
         self.of, self.defaults, self.limits = of, defaults, limits
         self.name = Path(of.name).name or "model"
         self.thread, self.lock, self.inside = ThreadPoolExecutor(1, "answers"), asyncio.Lock(), 0
-        self.answers = self.tokens = 0  # since the start
+        self.answers, self.tokens, self.closed = 0, 0, False  # since the start; whether answers are to end
 
     def _busy(self, status, why): return Refused(status, f"{why}; come again later", "server_error" if status == 503 else "rate_limit_error", code="busy")
 
@@ -66,14 +66,14 @@ async def _first_of(self, mine, gone):
 
 Desk._first_of = _first_of
 
-# %% ../nbs/11f_serve.ipynb #sv660084
+# %% ../nbs/11f_serve.ipynb #sv8417c6
 async def _answer(self, work, gone):
     "Do `work` in the model's thread and yield its parts; when whoever asks stops asking, it ends."
     parts, loop, end = asyncio.Queue(), asyncio.get_running_loop(), time.monotonic() + self.limits.answer
     def on_part(text, token):
         self.tokens += 1
         loop.call_soon_threadsafe(parts.put_nowait, (text, token))
-        return gone.is_set() or time.monotonic() > end
+        return self.closed or gone.is_set() or time.monotonic() > end
     doing = loop.run_in_executor(self.thread, work, on_part)
     doing.add_done_callback(lambda _: parts.put_nowait(None))
     try:
@@ -204,7 +204,7 @@ class Page(Base):
         self.set_header("Content-Security-Policy", policy)
         self.finish(text)
 
-# %% ../nbs/11f_serve.ipynb #sv5a06fd
+# %% ../nbs/11f_serve.ipynb #svfb8d74
 def make_server(of:ChatModel, defaults:dict=None, limits=Limits())->httpserver.HTTPServer:
     "The server of a model, not yet listening. `defaults` are the settings for requests that do not say."
     desk = Desk(of, read_settings(defaults or {}), limits)
@@ -212,9 +212,11 @@ def make_server(of:ChatModel, defaults:dict=None, limits=Limits())->httpserver.H
         (r"/v1/chat/completions", Reply, {"kind": ChatRequest, "prepare": prepare_chat}),
         (r"/v1/completions", Reply, {"kind": CompletionRequest, "prepare": prepare_completion}), (r".*", Nothing)], log_function=lambda _: None)
     for rule in app.wildcard_router.rules: rule.target_kwargs["desk"] = desk
-    return httpserver.HTTPServer(app, max_body_size=1 << 40, max_header_size=16 << 10, body_timeout=limits.slow, idle_connection_timeout=limits.slow)
+    server = httpserver.HTTPServer(app, max_body_size=1 << 40, max_header_size=16 << 10, body_timeout=limits.slow, idle_connection_timeout=limits.slow)
+    server.desk = desk
+    return server
 
-# %% ../nbs/11f_serve.ipynb #svd64f8b
+# %% ../nbs/11f_serve.ipynb #sv8dc6a6
 def serve(of:ChatModel, port:int=8112, defaults:dict=None, ready=print):
     "Serve a model on 127.0.0.1 until Ctrl-C or SIGTERM; `ready` is called with the address. Raises `InputError` for a port in use."
     async def run():
@@ -227,5 +229,5 @@ def serve(of:ChatModel, port:int=8112, defaults:dict=None, ready=print):
         ready(f"http://127.0.0.1:{sockets[0].getsockname()[1]}")
         await end.wait()
         server.stop()
-        with contextlib.suppress(TimeoutError): await asyncio.wait_for(server.close_all_connections(), 5)
+        server.desk.closed = True  # an answer that is coming ends at its next token
     asyncio.run(run())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'Setting', 'read_settings', 'changed']
 
-# %% ../nbs/11aa_settings.ipynb #st40004a
+# %% ../nbs/11aa_settings.ipynb #stcff589
 from dataclasses import dataclass
 
 from .config import did_you_mean, need

@@ -20,9 +20,12 @@ ASK = {"messages": [{"role": "user", "content": "a b"}], "max_tokens": 3}
 def server(toy, tmp_path_factory):
     log = open(tmp_path_factory.mktemp("log") / "log", "w+")
     process = subprocess.Popen([BIN / "elite112m", "serve", "--model", toy(8192), "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True, env=ENV)
-    yield process.stdout.readline().split()[0], process
-    process.terminate()
-    assert process.wait(30) == 0
+    url = process.stdout.readline().split()[0]
+    yield url, process
+    with httpx.stream("POST", url + "/v1/chat/completions", json=ASK | {"max_tokens": 8000, "stream": True}, timeout=60) as r:
+        next(r.iter_lines())
+        process.terminate()  # in the middle of an answer
+        assert process.wait(60) == 0
     log.seek(0)
     assert "Traceback" not in (said := log.read()), said[-3000:]
 
