@@ -18,6 +18,7 @@ def sh(*args, timeout=300, **kw):
     return subprocess.run([str(BIN / args[0]), *map(str, args[1:])], capture_output=True, text=True, timeout=timeout, env=ENV, **kw)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     "The checks of a file stay on one worker, so that what they share is made once; notebooks share nothing."
     for item in items:
