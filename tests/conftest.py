@@ -18,11 +18,9 @@ def sh(*args, timeout=300, **kw):
     return subprocess.run([str(BIN / args[0]), *map(str, args[1:])], capture_output=True, text=True, timeout=timeout, env=ENV, **kw)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     "The checks of a file stay on one worker, so that what they share is made once; notebooks share nothing."
-    for item in items:
-        if item.module.__name__ != "test_notebooks": item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    if item.module.__name__ != "test_notebooks": item.add_marker(pytest.mark.xdist_group(item.module.__name__))  # before pytest-xdist reads the marks
 
 
 @pytest.fixture(scope="session")
