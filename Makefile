@@ -29,7 +29,7 @@ run: setup
 	$(BIN)/elite112m run nano --out runs/nano
 
 test: setup
-	$(BIN)/python -m pytest tests -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests -n 2
 
 # TransformerEngine without its compiled parts: its wheel of shared libraries (276 MB) is unpacked without them.
 TE := 2.20.2

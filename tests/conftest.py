@@ -18,9 +18,14 @@ def sh(*args, timeout=300, **kw):
     return subprocess.run([str(BIN / args[0]), *map(str, args[1:])], capture_output=True, text=True, timeout=timeout, env=ENV, **kw)
 
 
-def pytest_itemcollected(item):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     "The checks of a file stay on one worker, so that what they share is made once; notebooks share nothing."
-    if item.module.__name__ != "test_notebooks": item.add_marker(pytest.mark.xdist_group(item.module.__name__))  # before pytest-xdist reads the marks
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return nodeid if "test_notebooks" in nodeid else nodeid.split("::")[0]
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
