@@ -51,7 +51,7 @@ def _facts(tables):
     "For each category, its facts as (relation, what its templates are filled with, check)."
     facts, big = {c: [] for c in CATEGORIES}, lambda s: s[0].upper() + s[1:]
     for rel in tables:
-        if rel["id"] == "kind": rel["facts"] = {w: kind for kind, k in _WORDS["kinds"].items() for w in k["members"]}
+        if rel["id"] == "kind": rel["facts"] = {w: [kind, *k.get("called", [])] for kind, k in _WORDS["kinds"].items() for w in k["members"]}
         rows = {s: a if isinstance(a, list) else [a] for s, a in rel["facts"].items()}
         for s, row in rows.items():
             check = {"number": lambda: _number(row[0]), "text": lambda: _text(row, [r[0] for r in rows.values()]),
