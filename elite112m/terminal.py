@@ -37,7 +37,7 @@ def ctrl_c_stops(chat:Chat):
     try: yield
     finally: signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/11c_terminal.ipynb #tm305347
+# %% ../nbs/11c_terminal.ipynb #tm990d02
 class Terminal:
     "A conversation, line by line."
     def __init__(self, chat:Chat, live=False): # live: somebody watches; the figures of each answer are told
@@ -50,6 +50,7 @@ class Terminal:
             if not text.startswith("/") or text.startswith("//"): self._answer(text.removeprefix("/")) if text else None
             else: return self._command(*text[1:].partition(" ")[::2]) is not False
         except InputError as e: self._note(e)
+        except BrokenPipeError: raise  # nobody reads any more
         except OSError as e: self._note(f"{e.strerror or e}: {e.filename}")
         return True
 
