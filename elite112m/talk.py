@@ -8,7 +8,6 @@ __all__ = ['Token', 'look', 'Answer', 'respond', 'Exchange', 'Chat']
 # %% ../nbs/11b_talk.ipynb #tk000004
 import threading, time
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 
 from .chat import check_messages
@@ -81,7 +80,6 @@ def respond(of:ChatModel, prompt:list, ends, # ids of the prompt; ids that end t
 )->Answer:
     "Let a model go on after a prompt. Raises `InputError` for a prompt that fills the context."
     how = changed(settings or {})
-    for name in how: need(name in signature(generate).parameters, f"{name} cannot be changed in this version")
     parts, start = _Parts(of, ends, top, stop_strings, keep_space, on_part), time.perf_counter()
     generate(of.model, [prompt], how.pop("max_new_tokens", SETTINGS["max_new_tokens"].default), ends, on_token=parts.hear, **how)
     now = time.perf_counter()
@@ -113,8 +111,7 @@ class Chat:
     @classmethod
     def open(cls, path, device="auto", format="fp32", **kw):
         "Chat with the model of a run, folder, GGUF file, or name. Raises `InputError`."
-        need(format == "fp32" or "format" in signature(ChatModel.open).parameters, f"format {format} is not in this version")
-        return cls(ChatModel.open(path, device, **({} if format == "fp32" else {"format": format})), **kw)
+        return cls(ChatModel.open(path, device, format), **kw)
 
     def set(self, **values):
         "Change settings, all or, if one is illegal, none. Raises `InputError`."
