@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PRIVATE', 'QUICK', 'TRACKERS', 'TRACK', 'EXTRA', 'STATE', 'LOG', 'POLL', 'PAUSE', 'LONGEST', 'LINGER', 'NICE',
            'public', 'describe', 'Tail', 'TensorBoard', 'WandB', 'target', 'place', 'humble', 'below', 'leave',
-           'reason', 'Follower', 'main', 'start', 'follow', 'tracked', 'send', 'sync', 'standing']
+           'reason', 'Follower', 'main', 'command_of', 'start', 'follow', 'tracked', 'send', 'sync', 'standing']
 
 # %% ../nbs/08a_trackers.ipynb #d09f4772
-import itertools, json, os, shutil, subprocess, sys, threading, time, uuid
+import json, os, shutil, subprocess, sys, threading, time, uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,9 +75,6 @@ class TensorBoard:
 
     def close(self)->int: self.writer.close(); return self.n
 
-    @staticmethod
-    def reset(): pass
-
 # %% ../nbs/08a_trackers.ipynb #557b0de1
 PRIVATE = dict(silent=True, console="off", disable_git=True, disable_code=True, save_code=False, disable_job_creation=True, label_disable=True,
                x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False, x_disable_viewer=True,
@@ -101,14 +98,6 @@ class WandB:
                               config=a["config"], dir=self.folder, resume="allow", settings=settings)
         self.run.define_metric("*", step_metric="step")
         return self.run.starting_step
-
-    @staticmethod
-    def reset():
-        "Forget a failed run: its id counts as in use until the service process below us has gone."
-        with suppress(Exception):
-            import wandb
-            for child in below(): child.kill()
-            wandb.teardown()
 
     def send(self, n, row): self.run.log(row, step=n, commit=True); self.n = n + 1
 
@@ -173,8 +162,8 @@ LINGER, NICE = 30, 10  # seconds that a follower may take after the stage's end;
 
 class Follower:
     "Sends the rows in `folder` on until standard input ends, and for at most `patience` seconds more."
-    def __init__(self, folder, patience:float, nice:int=0): # seconds; 0 to 19
-        self.folder, self.patience, self.nice = Path(folder), patience, nice
+    def __init__(self, folder, patience:float, nice:int=0, failed:int=0): # seconds; 0 to 19; attempts before this one
+        self.folder, self.patience, self.nice, self.failed = Path(folder), patience, nice, failed
         self.about, self.end = read_json(self.folder/STATE), threading.Event()
 
     def watch(self):
@@ -196,7 +185,10 @@ class Follower:
     def session(self):
         "Send every row that the service has not, those that come until the end included."
         service = TRACKERS[self.about["tracker"]](self.folder, self.about | describe(self.folder), .5*self.patience)
-        first = have = service.open()
+        late = threading.Timer(2*self.patience, self.again, [f"no answer within {2*self.patience:g} s"])
+        late.daemon = True; late.start()
+        try: first = have = service.open()
+        finally: late.cancel()
         for child in below(): humble(self.nice, child.pid)
         tail, last = Tail(self.folder/"metrics.jsonl"), False
         self.note("sending", rows=have)
@@ -215,27 +207,36 @@ class Follower:
         "Try until it is done, or until the stage is over and it cannot be."
         threading.Thread(target=self.watch, daemon=True).start()
         humble(self.nice)
-        for pause in (min(PAUSE*2**n, LONGEST) for n in itertools.count()):
-            try:
-                with Run(self.folder).lock(".tracking.lock", self.patience): self.session()
-                leave(0)
-            except Exception as e: self.note("offline", reason(e))
-            if self.end.is_set(): leave(1)
-            TRACKERS[self.about["tracker"]].reset()
-            self.end.wait(pause)
+        try:
+            with Run(self.folder).lock(".tracking.lock", self.patience): self.session()
+            leave(0)
+        except Exception as e: why = reason(e)
+        self.again(why)
+
+    def again(self, why):
+        "After a failure and a pause, become a fresh process that tries anew: nothing a service's client has left behind can be in its way."
+        self.note("offline", why)
+        if self.end.is_set(): leave(1)
+        for child in below():
+            with suppress(psutil.Error): child.kill()
+        self.end.wait(min(PAUSE*2**self.failed, LONGEST))
+        os.environ.pop("WANDB_SERVICE", None)  # it names the process that has just been killed
+        os.execv(sys.executable, command_of(self.folder, self.patience, self.nice, self.failed + 1))
 
 # %% ../nbs/08a_trackers.ipynb #ab847e59
 def main():
     "The process of a follower."
-    folder, patience, nice = sys.argv[1:]
-    try: Follower(folder, float(patience), int(nice)).run()
+    folder, patience, nice, failed = sys.argv[1:]
+    try: Follower(folder, float(patience), int(nice), int(failed)).run()
     finally: leave(1)
+
+def command_of(folder, patience:float, nice:int, failed:int=0)->list:
+    return [sys.executable, "-c", "from elite112m.trackers import main; main()", str(Path(folder).resolve()), str(patience), str(nice), str(failed)]
 
 def start(folder, patience:float, nice:int)->subprocess.Popen:
     "A follower, with a pipe as its standard input: it ends when that does."
     env = os.environ | {"OMP_NUM_THREADS": "1", "GOMAXPROCS": "1", "WANDB_ERROR_REPORTING": os.environ.get("WANDB_ERROR_REPORTING", "false")}
-    command = [sys.executable, "-c", "from elite112m.trackers import main; main()", str(Path(folder).resolve()), str(patience), str(nice)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=env,
+    return subprocess.Popen(command_of(folder, patience, nice), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=env,
                             cwd=Path(elite112m.__file__).parents[1])
 
 # %% ../nbs/08a_trackers.ipynb #095f03a9

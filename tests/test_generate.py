@@ -17,27 +17,28 @@ def ask(text): return [{"role": "user", "content": text}]
 
 
 def test_greedy_tokens_are_those_of_transformers(smol):
-    "64 tokens, three prompts of different lengths: in a batch, alone, and as transformers has them, padded on the left."
+    "40 tokens, three prompts of different lengths: in a batch, alone, and as transformers has them, padded on the left."
     from elite112m.bench_generate import theirs_of
     from elite112m.generate import generate
     prompts = [smol.prompt(ask(q)) for q in QUESTIONS]
     longest = max(map(len, prompts))
     ids, mask = (torch.tensor([[0] * (longest - len(p)) + f(p) for p in prompts]) for f in (list, lambda p: [1] * len(p)))
-    theirs = theirs_of(smol.model).generate(ids, attention_mask=mask, max_new_tokens=64, do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0)
-    together = generate(smol.model, prompts, 64, stop=())
+    theirs = theirs_of(smol.model).generate(ids, attention_mask=mask, max_new_tokens=40, do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0)
+    together = generate(smol.model, prompts, 40, stop=())
     assert together == theirs[:, longest:].tolist()
-    assert generate(smol.model, prompts[1:2], 64, stop=())[0] == together[1]
+    assert generate(smol.model, prompts[1:2], 40, stop=())[0] == together[1]
 
 
 def test_stop_strings_cut_the_text_where_they_begin(smol):
     "The stop string spans tokens and ends inside one; neither the reply nor what is streamed shows any of it."
-    from elite112m.talk import Chat
+    from elite112m.talk import respond
     whole = smol.replies([ask(QUESTIONS[0])], 24)[0]
     assert "capital of France is Paris" in whole.text and whole.ended
-    chat, shown = Chat(smol, max_new_tokens=24, stop_strings=["f France is Pa"]), []
+    shown = []
     reply = smol.replies([ask(QUESTIONS[0])], 24, stop_strings=["f France is Pa"])[0]
     assert reply.ended and len(reply.ids) < len(whole.ids) and whole.text.startswith(reply.text) and reply.text.endswith("capital o")
-    assert chat.say(QUESTIONS[0], shown.append) == reply.text == "".join(shown).strip()
+    streamed = respond(smol, smol.prompt(ask(QUESTIONS[0])), smol.stop, {"max_new_tokens": 24}, lambda text, token: shown.append(text), stop_strings=["f France is Pa"])
+    assert streamed.text == reply.text == "".join(shown).strip()
 
 
 def test_eight_bits_answer_alike(smol):
