@@ -125,6 +125,7 @@ class PackedCache:
 class PackedLM:
     "A copy of a model with weights of 8 or 4 bits, on the CPU. Raises `InputError` where onnxruntime is missing or a width is no multiple of 32."
     device = torch.device("cpu")
+    torch_threads = 1  # while it generates; onnxruntime has as many as torch had when it was made
 
     def __init__(self, model:CausalLM, bits:int, level:int=4): # 4: products in 8-bit integers, which is faster; 0: in FP32
         self.config = model.config
