@@ -10,6 +10,7 @@ import json, random
 from pathlib import Path
 
 from .config import did_you_mean, need
+from .generate import cut
 from .stage import atomic
 
 # %% ../nbs/11v_tasks.ipynb #6953a8c5
@@ -36,28 +37,14 @@ def drawn(items:list, # to choose from
     return [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), n))]
 
 # %% ../nbs/11v_tasks.ipynb #0ec03bb5
-def _watch_for(tok, ends):
-    said = {}
-    def on_token(row, i, logits):
-        said.setdefault(row, []).append(i)
-        tail = tok.decode(said[row][-16:])
-        return any(e in tail for e in ends)
-    return on_token
-
 def continued(model, texts:list, # what to go on with
     ends:tuple, # strings, none of them long, of which the first ends a continuation
     max_new_tokens:int, batch_size:int=16, what:str="continuations", seed:int=0,
     **how, # temperature, top_k, top_p
 )->list[str]:
     "The continuation of each text up to the first of `ends`, spaces kept."
-    order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [None]*len(texts)  # a long prompt leaves its batch less room
-    for at in range(0, len(order), batch_size):
-        rows = order[at:at + batch_size]
-        replies = model.complete([texts[i] for i in rows], max_new_tokens, batch_size, what, on_token=_watch_for(model.tok, ends), seed=seed + at, **how)
-        for i, r in zip(rows, replies):
-            t = model.tok.decode([k for k in r.ids if k != model.tok.eot])
-            out[i] = t[:min([k for e in ends if (k := t.find(e)) >= 0], default=len(t))]
-    return out
+    replies = model.complete(texts, max_new_tokens, batch_size, what, stop_strings=ends, seed=seed, **how)
+    return [cut(model.tok.decode([k for k in r.ids if k != model.tok.eot]), ends)[0] for r in replies]
 
 # %% ../nbs/11v_tasks.ipynb #7aea29f6
 def write_rows(path, rows):
