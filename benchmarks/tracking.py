@@ -6,9 +6,12 @@
 
 Each pretraining is the real command on its own copy of one prepared run. Printed are the stage's seconds by its own record (the kernel's
 start left out) and, of each round, tracked / untracked. The bar is a median of at most 1.01. Every third pretraining is untracked
-as well: the ratio of two untracked ones shows how far the machine's noise reaches.
+as well: the ratio of two untracked ones shows how far the machine's noise reaches. On a shared machine that is further than the bar, so
+the kernel is asked too (Linux): for how many seconds training was ready to run while somebody else had its processor. That is what another
+process on this machine can take from it, and neighbours do not disturb it.
 """
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +23,8 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+import psutil
 
 COMMAND = [sys.executable, "-c", "from elite112m.cli import main; main()"]
 
@@ -36,12 +41,23 @@ def dead_service(kind):
     return f"http://127.0.0.1:{port}", heard
 
 
+def waited(pid):
+    "Seconds that the threads of a process were ready and had no processor (sched-stats of the Linux kernel: nanoseconds run, waited, turns)."
+    return sum(int(f.read_text().split()[1]) for f in Path(f"/proc/{pid}/task").glob("*/schedstat"))/1e9
+
+
 def pretrain(prepared, folder, env, *options):
-    "Seconds of one pretraining."
+    "Seconds of one pretraining, and how many of them it waited for a processor."
     shutil.copytree(prepared, folder)
-    done = subprocess.run([*COMMAND, "pretrain", "--run", str(folder), *options], env=env, capture_output=True, text=True)
-    if done.returncode: sys.exit(done.stderr)
-    return json.loads((folder/"pretrain/stage.json").read_text())["seconds"]
+    log = tempfile.TemporaryFile("w+")
+    p, wait = subprocess.Popen([*COMMAND, "pretrain", "--run", str(folder), *options], env=env, stdout=subprocess.DEVNULL, stderr=log), 0.
+    while p.poll() is None:
+        with contextlib.suppress(OSError, psutil.Error):
+            for kernel in psutil.Process(p.pid).children():
+                if "ipykernel_launcher" in kernel.cmdline(): wait = max(wait, waited(kernel.pid))
+        time.sleep(.5)
+    if p.returncode: log.seek(0); sys.exit(log.read())
+    return json.loads((folder/"pretrain/stage.json").read_text())["seconds"], wait
 
 
 def ended(folder):
@@ -64,16 +80,18 @@ if __name__ == "__main__":
     plain = {k: v for k, v in os.environ.items() if k not in ("ELITE112M_TRACK", "WANDB_MODE")}
     env = plain | {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0"*40}
     with tempfile.TemporaryDirectory() as tmp:
-        prepared, ratios, noise = Path(tmp)/"prepared", [], []
+        prepared, ratios, noise, waits = Path(tmp)/"prepared", [], [], []
         sets = [x for s in [f"pretrain.steps={a.steps}", *a.set] for x in ("--set", s)]
         done = subprocess.run([*COMMAND, "prepare", "--run", str(prepared), "--preset", "nano", *sets], env=plain, capture_output=True, text=True)
         if done.returncode: sys.exit(done.stderr)
         for r in range(a.rounds):
-            before = pretrain(prepared, Path(tmp)/f"{r}a", plain)
-            tracked = pretrain(prepared, Path(tmp)/f"{r}b", env, "--track", "wandb:bench")
+            before, w0 = pretrain(prepared, Path(tmp)/f"{r}a", plain)
+            tracked, w1 = pretrain(prepared, Path(tmp)/f"{r}b", env, "--track", "wandb:bench")
             how = ended(Path(tmp)/f"{r}b")
-            after = pretrain(prepared, Path(tmp)/f"{r}c", plain)
-            ratios.append(tracked/((before + after)/2)); noise.append(after/before)
-            print(f"untracked {before:6.1f} s   tracked {tracked:6.1f} s ({how['state']}: {how['why'][:60]})   untracked {after:6.1f} s   ratio {ratios[-1]:.4f}", flush=True)
+            after, w2 = pretrain(prepared, Path(tmp)/f"{r}c", plain)
+            ratios.append(tracked/((before + after)/2)); noise.append(after/before); waits.append((w1 - (w0 + w2)/2)/tracked)
+            print(f"untracked {before:6.1f} s   tracked {tracked:6.1f} s ({how['state']}: {how['why'][:60]})   untracked {after:6.1f} s   ratio {ratios[-1]:.4f}   "
+                  f"waited {w0:.2f}, {w1:.2f}, {w2:.2f} s", flush=True)
         if a.service == "hang" and not heard: sys.exit("nothing came to the service: its silence cost nothing because nobody asked")
         print(f"tracked / untracked, median of {a.rounds}: {statistics.median(ratios):.4f}; untracked / untracked: {min(noise):.4f} to {max(noise):.4f}")
+        print(f"waited for a processor because of the follower, all threads together, median share of the time: {statistics.median(waits):.2%}")

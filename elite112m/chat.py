@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'check_messages', 'segments', 'render', 'prompt_text', 'special_ids', 'foreign_template', 'templated',
-           'render_template', 'show_mask']
+           'show_mask']
 
 # %% ../nbs/01b_chat.ipynb #065770b2
 import re
@@ -110,10 +110,6 @@ def templated(tok:Tokenizer, messages, template:str)->list[tuple[list[int], bool
     if pieces is None and messages[-1]["role"] == "user": pieces = [(_fill(tok, template, said, True), False)]  # to ask with, it will do
     need(pieces is not None, "the model's chat template changes earlier turns when others follow, so what the assistant said in them cannot be told apart")
     return [(ids(text), spoken) for text, spoken in pieces]
-
-def render_template(tok:Tokenizer, messages, template:str)->list[int]:
-    "Ids of a conversation in the form of a model's own Jinja template, up to where the assistant speaks."
-    return [i for piece, _ in templated(tok, messages, template) for i in piece]
 
 # %% ../nbs/01b_chat.ipynb #65e336a6
 _HUES = (210, 45, 150, 280, 10)  # of neighbouring tokens, degrees

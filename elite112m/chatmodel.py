@@ -8,7 +8,7 @@ __all__ = ['Reply', 'ChatModel']
 # %% ../nbs/11a_chatmodel.ipynb #cm000004
 from dataclasses import dataclass
 
-from .chat import foreign_template, render_template, segments, special_ids
+from .chat import foreign_template, render, special_ids
 from .fast import as_format
 from .foreign import open_model, open_tokenizer
 from .fp8 import pick_device
@@ -27,25 +27,24 @@ class Reply:
 # %% ../nbs/11a_chatmodel.ipynb #cm000008
 class ChatModel:
     "A model, its tokenizer and the form of its conversations."
-    def __init__(self, model, tok, template:str=None, # Jinja, for models of others; None is our own form
-                 name:str=""):
-        self.model, self.tok, self.template, self.name = model, tok, template, name
-        self.stop = {tok.eot, *special_ids(tok).values()} if template else {tok.eot}
+    def __init__(self, model, tok, name:str=""):
+        self.model, self.tok, self.name = model, tok, name
+        self.template = foreign_template(tok)  # Jinja, for models of others; None is our own form
+        self.stop = {tok.eot, *special_ids(tok).values()} if self.template else {tok.eot}
 
     @classmethod
     def open(cls, path, device="auto", format="fp32"): # format: see `as_format`
         "The model of a run, folder, GGUF file, or name. Raises `InputError` where there is none."
         folder = find_model(path)
         tok = open_tokenizer(folder)
-        return cls(as_format(open_model(folder, pick_device(device)), format), tok, foreign_template(tok), str(path))
+        return cls(as_format(open_model(folder, pick_device(device)), format), tok, str(path))
 
     @property
     def context(self)->int: return self.model.config.context
 
     def prompt(self, messages)->list[int]:
         "Ids of a conversation up to where the assistant speaks."
-        if self.template: return render_template(self.tok, messages, self.template)
-        return [i for text, spoken in segments(messages) for i in self.tok.encode(text) + [self.tok.eot]*spoken]
+        return render(self.tok, messages)[0]
 
 # %% ../nbs/11a_chatmodel.ipynb #cm000010
 def _shortened(self, messages, max_new_tokens:int)->tuple: # messages, exchanges left out

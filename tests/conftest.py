@@ -1,7 +1,10 @@
 "Shared by the checks: how commands are run, and the last line that continuous integration reads."
+import importlib
+import io
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -10,12 +13,39 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
 # Two checks run at a time on two cores; the hub is never asked.
-ENV = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "ELITE112M_COMMAND")} | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+for name in ("IN_TEST", "ELITE112M_COMMAND"): os.environ.pop(name, None)
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENV = dict(os.environ)
 
 
 def sh(*args, timeout=300, **kw):
     "Run a command of this environment to its end, output captured as text."
     return subprocess.run([str(BIN / args[0]), *map(str, args[1:])], capture_output=True, text=True, timeout=timeout, env=ENV, **kw)
+
+
+def bare(run, stage, preset, overrides, force=False, device="auto", extend=False):
+    "What the notebook of a stage does, without the notebook and its kernel."
+    from elite112m.config import InputError
+    from elite112m.stage import job
+    from elite112m.workbook import StageFailed
+    try:
+        with job(stage, run.path, preset, overrides, force, extend) as this:
+            if this.todo: getattr(importlib.import_module(f"elite112m.{stage}"), stage)(this, **({} if stage in ("prepare", "export") else {"device": device}))
+    except (InputError, KeyboardInterrupt): raise
+    except Exception as e: raise StageFailed(f"{stage} failed: {type(e).__name__}: {e}", run.path) from e
+
+
+def here(*args, cwd="."):
+    "The same as `sh` within this process, stages without their notebooks: seconds less, for what is not about processes or notebooks."
+    from elite112m import cli, workbook
+    assert args[0] == "elite112m"
+    out, err, ended = io.StringIO(), io.StringIO(), None
+    with pytest.MonkeyPatch.context() as patch, chdir(cwd), redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(workbook, "run_notebook", bare)
+        patch.setenv("ELITE112M_COMMAND", "1")
+        try: cli.main([str(a) for a in args[1:]])
+        except SystemExit as e: ended = e.code
+    return subprocess.CompletedProcess(args, ended, out.getvalue(), err.getvalue())
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from conftest import BIN, ENV, sh
+from conftest import BIN, ENV, here, sh
 
 SMALL = ["--set", "model.vocab_size=600", "--set", "tokenizer.sample_mb=0.3"]
 
@@ -74,9 +74,9 @@ def test_tokenizer_from_nowhere_names_every_place(tmp_path):
 
 
 def test_trained_tokenizer_is_used(tmp_path, tiny):
-    done = sh("elite112m", "tokenizer", "train", "--vocab-size", "500", "--out", tmp_path / "v", "--sample-mb", "0.3")
+    done = here("elite112m", "tokenizer", "train", "--vocab-size", "500", "--out", tmp_path / "v", "--sample-mb", "0.3")
     assert done.returncode == 0 and "500 tokens" in done.stdout
-    done = sh("elite112m", "prepare", "--run", tmp_path / "r", "--preset", "nano", *tiny, "--set", f"tokenizer.name={tmp_path / 'v'}")
+    done = here("elite112m", "prepare", "--run", tmp_path / "r", "--preset", "nano", *tiny, "--set", f"tokenizer.name={tmp_path / 'v'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r/data/tokenizer.json").read_text() == (tmp_path / "v/tokenizer.json").read_text()
 
@@ -167,7 +167,7 @@ def test_full_disk_is_one_line_and_goes_on_when_there_is_room(text, undisturbed,
 
 
 def test_lost_bytes_are_counted(text, tmp_path, smollm2):
-    done = sh("elite112m", "prepare", "--run", tmp_path / "r", "--preset", "elite112m", "--data", text / "b.jsonl", "--set", f"tokenizer.name={smollm2[1]}",
+    done = here("elite112m", "prepare", "--run", tmp_path / "r", "--preset", "elite112m", "--data", text / "b.jsonl", "--set", f"tokenizer.name={smollm2[1]}",
               "--set", "data.curriculum=0", "--set", "data.val_fraction=0.1")
     assert done.returncode == 0, done.stderr
     assert "60 lost bytes" in done.stderr
@@ -181,7 +181,7 @@ def test_hub_data_set_is_streamed(tmp_path, tiny):
     import pyarrow.parquet as pq
     (tmp_path / "hub").mkdir()
     for i in range(3): pq.write_table(pa.table({"body": [f"Document {i}.{j} says {j * i} and {j + i}, which is {j}." for j in range(2000)]}), tmp_path / f"hub/p{i}.parquet")
-    done = sh("elite112m", "prepare", "--run", tmp_path / "r", "--preset", "nano", *tiny, "--data", f"hf:{tmp_path}/hub:column=body:tokens=9000", "--data", "stdlib")
+    done = here("elite112m", "prepare", "--run", tmp_path / "r", "--preset", "nano", *tiny, "--data", f"hf:{tmp_path}/hub:column=body:tokens=9000", "--data", "stdlib")
     assert done.returncode == 0, done.stderr
     first = next(iter(json.loads((tmp_path / "r/data/manifest.json").read_text())["sources"].values()))
     assert first["train"]["tokens"] == 9000
@@ -190,9 +190,9 @@ def test_hub_data_set_is_streamed(tmp_path, tiny):
 def test_conversations_of_ones_own(tmp_path, tiny):
     rows = [{"instruction": f"Repeat the number {i}.", "input": "", "output": f"{i}"} for i in range(400)]
     (tmp_path / "alpaca.json").write_text(json.dumps(rows))
-    done = sh("elite112m", "run", "nano", "--out", tmp_path / "r", "--stages", "prepare,pretrain,sft", *tiny, "--sft-data", tmp_path / "alpaca.json", "--sft-data", "curriculum")
+    done = here("elite112m", "run", "nano", "--out", tmp_path / "r", "--stages", "prepare,pretrain,sft", *tiny, "--sft-data", tmp_path / "alpaca.json", "--sft-data", "curriculum")
     assert done.returncode == 0 and "conversations for train" in done.stderr, done.stderr
-    bad = sh("elite112m", "sft", "--run", tmp_path / "r", "--sft-data", tmp_path / "gone.json", "--force")
+    bad = here("elite112m", "sft", "--run", tmp_path / "r", "--sft-data", tmp_path / "gone.json", "--force")
     assert bad.returncode == 2 and "no such file" in bad.stderr.splitlines()[-1]
 
 
@@ -207,7 +207,7 @@ def test_damage_is_named_by_verify_and_by_training(undisturbed, tmp_path, damage
     if damage == "manifest": (out / "data/manifest.json").unlink()
     if damage == "missing": shard.unlink()
     named = {"tokenizer": "tokenizer.json", "manifest": "manifest.json"}.get(damage, "train-00001.bin")
-    for done in (sh("elite112m", "verify", out), sh("elite112m", "pretrain", "--run", out)):
+    for done in (here("elite112m", "verify", out), here("elite112m", "pretrain", "--run", out)):
         assert done.returncode == 2 and named in done.stderr.splitlines()[-1], done.stderr
 
 
@@ -220,17 +220,17 @@ def test_a_project_folder_is_read_as_code_and_not_its_own_runs(tmp_path, tiny):
         if i == 120: break
         (d / f"m{i}.py").write_text(t)
     (d / "package.json").write_text('{\n "name": "x"\n}\n'); (d / ".git/x.py").write_text("x = 1\n" * 999); (d / "caf\xe9.md").write_bytes(b"caf\xe9 " * 999)
-    done = sh("elite112m", "run", "nano", "--out", "runs/y", "--data", ".", "--stages", "prepare,pretrain", *tiny, "--set", "data.val_fraction=0.5", cwd=d)
+    done = here("elite112m", "run", "nano", "--out", "runs/y", "--data", ".", "--stages", "prepare,pretrain", *tiny, "--set", "data.val_fraction=0.5", cwd=d)
     assert done.returncode == 0, done.stderr
-    again = sh("elite112m", "run", "nano", "--out", "runs/y", "--data", ".", "--stages", "prepare,pretrain", *tiny, "--set", "data.val_fraction=0.5", cwd=d)
+    again = here("elite112m", "run", "nano", "--out", "runs/y", "--data", ".", "--stages", "prepare,pretrain", *tiny, "--set", "data.val_fraction=0.5", cwd=d)
     assert again.returncode == 0 and again.stderr.count("skipped") == 2, again.stderr
     assert "1 undecodable" in done.stderr and "not UTF-8" in done.stderr
 
 
 def test_paths_in_settings_are_those_of_the_terminal(tmp_path, tiny):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": f"{i} is followed by {i + 1}, and that by {i + 2}."}) + "\n" for i in range(4000)))
-    assert sh("elite112m", "tokenizer", "train", "--data", "t.jsonl", "--vocab-size", "400", "--out", "v", cwd=tmp_path).returncode == 0
-    done = sh("elite112m", "prepare", "--run", "r", "--preset", "nano", *tiny, "--set", "tokenizer.name=v", "--set", "data.sources=t.jsonl", cwd=tmp_path)
+    assert here("elite112m", "tokenizer", "train", "--data", "t.jsonl", "--vocab-size", "400", "--out", "v", cwd=tmp_path).returncode == 0
+    done = here("elite112m", "prepare", "--run", "r", "--preset", "nano", *tiny, "--set", "tokenizer.name=v", "--set", "data.sources=t.jsonl", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -240,7 +240,7 @@ def test_an_error_behind_the_budget_is_met_by_nobody(tmp_path, tiny):
     (tmp_path / "t.jsonl").write_text(rows + '{"text": ')
     made = []
     for n in (1, 2):
-        done = sh("elite112m", "prepare", "--run", tmp_path / f"r{n}", "--preset", "nano", *tiny, "--data", tmp_path / "t.jsonl", "--set", f"data.workers={n}")
+        done = here("elite112m", "prepare", "--run", tmp_path / f"r{n}", "--preset", "nano", *tiny, "--data", tmp_path / "t.jsonl", "--set", f"data.workers={n}")
         assert done.returncode == 0, done.stderr
         made.append(hashes(tmp_path / f"r{n}/data"))
     assert made[0] == made[1]
@@ -250,7 +250,7 @@ def test_an_error_behind_the_budget_is_met_by_nobody(tmp_path, tiny):
                                       ([{"messages": [{"role": "user", "content": "Hi"}]}] * 9, "never speaks"), ([{"question": 3, "answer": "x"}] * 9, "not text")])
 def test_unusable_conversations_are_refused_before_pretraining(tmp_path, tiny, rows, why):
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    done = sh("elite112m", "run", "nano", "--out", tmp_path / "r", *tiny, "--sft-data", tmp_path / "c.jsonl")
+    done = here("elite112m", "run", "nano", "--out", tmp_path / "r", *tiny, "--sft-data", tmp_path / "c.jsonl")
     assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "r").exists(), done.stderr
 
 
@@ -312,7 +312,8 @@ too deep;two columns of one name;name that is not UTF-8;damaged local hub data""
 @pytest.mark.parametrize("kind", KINDS.replace("\n", ";").split(";"))
 def test_unusable_data_is_refused_and_leaves_nothing(tmp_path, kind, tiny):
     source = bad_source(kind, tmp_path)
-    done = sh("elite112m", "run", "nano", "--out", tmp_path / "run", "--data", source, *tiny)
+    ask = here if kind not in ("missing", "damaged parquet", "name that is not UTF-8") else sh
+    done = ask("elite112m", "run", "nano", "--out", tmp_path / "run", "--data", source, *tiny)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and last.startswith("elite112m: ") and "Traceback" not in done.stderr, done.stderr
     named = str(source).partition(":column")[0].partition(":tokens")[0].encode("utf-8", "replace").decode().replace("?", "")
@@ -329,7 +330,7 @@ def test_unusable_tokenizers_are_refused(tmp_path, tiny):
     Tokenizer(models.BPE({"<|endoftext|>": 0, "a": 1, "b": 2}, [])).save(str(tmp_path / "lossy.json"))
     far = Tokenizer(models.BPE({"<|endoftext|>": 0, "a": 60_000}, [], unk_token="a")); far.save(str(tmp_path / "far.json"))
     for name, why in (("big.json", "65536"), ("endless.json", "<|endoftext|>"), ("lossy.json", "without a trace"), ("far.json", "60001"), ("broken.json", "not a tokenizer.json"), ("gone.json", "no tokenizer at")):
-        done = sh("elite112m", "run", "nano", "--out", tmp_path / "run", *tiny, "--set", f"tokenizer.name={tmp_path / name}")
+        done = here("elite112m", "run", "nano", "--out", tmp_path / "run", *tiny, "--set", f"tokenizer.name={tmp_path / name}")
         last = done.stderr.strip().splitlines()[-1]
         assert done.returncode == 2 and last.startswith("elite112m: ") and why in last and name in last, done.stderr
         assert not (tmp_path / "run").exists()
@@ -338,5 +339,5 @@ def test_unusable_tokenizers_are_refused(tmp_path, tiny):
 def test_a_run_folder_that_cannot_be_written(tmp_path, tiny):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file/below", "/proc/elite112m"):
-        done = sh("elite112m", "run", "nano", "--out", out, *tiny)
+        done = here("elite112m", "run", "nano", "--out", out, *tiny)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

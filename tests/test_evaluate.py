@@ -7,7 +7,7 @@ from zlib import crc32
 
 import pytest
 
-from conftest import sh
+from conftest import here, sh
 from elite112m import curriculum
 from elite112m.checks import check
 from elite112m.curriculum import CATEGORIES
@@ -157,7 +157,7 @@ def test_two_evaluations_and_what_changed(model, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b/results.json").write_text(json.dumps(results))
     (tmp_path / "b/generations.jsonl").write_text("".join(json.dumps(r | {"reply": r["reference"], "correct": True} if k < 6 else r) + "\n" for k, r in enumerate(rows)))
-    done = sh("elite112m", "compare", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "c.json")
+    done = here("elite112m", "compare", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "c.json")
     found = json.loads((tmp_path / "c.json").read_text())
     assert done.returncode == 0 and "wrong in A, right in B: 6" in done.stdout, done.stderr
     assert len(found["fixed"]) == 6 and found["broken"] == [] and found["all"]["p"] == 2/2**6 and found["all"]["lo"] > 0

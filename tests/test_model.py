@@ -4,7 +4,7 @@ import urllib.request
 
 import torch
 
-from conftest import sh
+from conftest import here, sh
 
 
 def test_smollm2_continues_as_llama_cpp_does():
@@ -48,17 +48,17 @@ def test_import_original_then_transformers(tmp_path):
     state = {f"transformer.h.{i}.{n}.weight": torch.randn(s) * .1 for i in range(2) for n, s in shapes.items()}
     state |= {"transformer.wte.weight": torch.randn(vocab, d), "transformer.ln_f.weight": torch.ones(d)}
     torch.save({"model": state | {"lm_head.weight": state["transformer.wte.weight"]}, "iter_num": 1}, tmp_path / "a.pt")
-    done = sh("elite112m", "import-original", tmp_path / "a.pt", "--out", tmp_path / "m")
+    done = here("elite112m", "import-original", tmp_path / "a.pt", "--out", tmp_path / "m")
     assert done.returncode == 0 and "2 layers" in done.stdout, done.stderr
     ids = torch.randint(0, vocab, (1, 30))
     with torch.no_grad(): a, b = CausalLM.from_pretrained(tmp_path / "m")(ids), AutoModelForCausalLM.from_pretrained(tmp_path / "m")(ids).logits
     assert (a - b).abs().max() < 1e-4
     torch.save({"model": {**state, "transformer.h.0.attn.q_proj.bias": torch.ones(d)}}, tmp_path / "b.pt")
-    done = sh("elite112m", "import-original", tmp_path / "b.pt", "--out", tmp_path / "n")
+    done = here("elite112m", "import-original", tmp_path / "b.pt", "--out", tmp_path / "n")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "q_proj.bias" in done.stderr
     assert not (tmp_path / "n").exists()
 
 
 def test_export_names_its_formats(tmp_path):
-    done = sh("elite112m", "export", "--run", tmp_path / "r", "--to", "zip")
+    done = here("elite112m", "export", "--run", tmp_path / "r", "--to", "zip")
     assert done.returncode == 2 and "hf" in done.stderr and done.stderr.count("\n") == 1

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from conftest import BIN, ENV, sh
+from conftest import BIN, ENV, here, sh
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +41,23 @@ def test_results_have_the_agreed_form(finished):
 
 
 def test_rerun_skips_and_says_so(finished, tiny):
-    done = sh("elite112m", "run", "nano", "--out", finished[0], *tiny)
+    done = here("elite112m", "run", "nano", "--out", finished[0], *tiny)
     assert done.returncode == 0 and done.stderr.count("skipped") == 5
 
 
 def test_other_settings_are_refused_by_name(finished):
-    done = sh("elite112m", "sft", "--run", finished[0], "--set", "pretrain.steps=13")
+    done = here("elite112m", "sft", "--run", finished[0], "--set", "pretrain.steps=13")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "pretrain.steps=12, not 13" in done.stderr and "--force" in done.stderr
 
 
 def test_moved_run_redone_stage_and_stale_ones(finished, tmp_path):
     out = shutil.copytree(finished[0], tmp_path / "moved")
-    done = sh("elite112m", "sft", "--run", out, "--force")
+    done = here("elite112m", "sft", "--run", out, "--force")
     assert done.returncode == 0, done.stderr
-    status = sh("elite112m", "status", "--run", out).stdout
+    status = here("elite112m", "status", "--run", out).stdout
     assert status.count("stale") == 2, status  # evaluate and export
-    done = sh("elite112m", "evaluate", "--run", out)
+    done = here("elite112m", "evaluate", "--run", out)
     assert done.returncode == 0 and "evaluate: done" in done.stderr, done.stderr
     assert str(finished[0]) not in (out / "run.json").read_text()
 
@@ -65,7 +65,7 @@ def test_moved_run_redone_stage_and_stale_ones(finished, tmp_path):
 def test_chat_answers_on_stdout_only(finished):
     done = sh("elite112m", "chat", "--model", finished[0], "--input", "What is the capital of France?", "--max-new-tokens", "5")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    again = sh("elite112m", "chat", "--model", finished[0] / "export/hf", "--input", "What is the capital of France?", "--max-new-tokens", "5")
+    again = here("elite112m", "chat", "--model", finished[0] / "export/hf", "--input", "What is the capital of France?", "--max-new-tokens", "5")
     assert again.stdout == done.stdout
 
 
@@ -87,7 +87,7 @@ def test_damaged_data_are_bad_input(finished, tmp_path):
 
 
 def test_same_seed_same_loss(finished, tmp_path, tiny):
-    done = sh("elite112m", "run", "nano", "--out", tmp_path / "twin", "--stages", "prepare,pretrain", *tiny)
+    done = here("elite112m", "run", "nano", "--out", tmp_path / "twin", "--stages", "prepare,pretrain", *tiny)
     assert done.returncode == 0, done.stderr
     loss = lambda out: [json.loads(line).get("val_loss") for line in open(out / "pretrain/metrics.jsonl")]
     assert loss(finished[0]) == loss(tmp_path / "twin")
@@ -99,7 +99,7 @@ def test_same_seed_same_loss(finished, tmp_path, tiny):
 def prepared(tmp_path_factory, tiny):
     "A run prepared for a long pretraining."
     out = tmp_path_factory.mktemp("runs") / "long"
-    done = sh("elite112m", "prepare", "--run", out, "--preset", "nano", *tiny, "--set", "pretrain.steps=4000")
+    done = here("elite112m", "prepare", "--run", out, "--preset", "nano", *tiny, "--set", "pretrain.steps=4000")
     assert done.returncode == 0, done.stderr
     return out
 
@@ -166,14 +166,14 @@ def test_second_command_waits_then_gives_up(prepared, tmp_path):
                                   ["run", "nano", "--set", "pretrain.lr=fast"], ["run", "nano", "--device", "cuda"], ["run", "nano", "--stages", "bake"],
                                   ["evaluate", "--run", "nowhere"], ["chat", "--model", "nowhere", "--input", "x"], ["report", "--run", "nowhere"]])
 def test_bad_arguments_are_one_line(tmp_path, args):
-    done = sh("elite112m", *args, cwd=tmp_path)
+    done = here("elite112m", *args, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("elite112m: "), done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_own_text(tmp_path, tiny):
     (tmp_path / "book.txt").write_text("\n\n".join(f"Paragraph {i} says that {i} is followed by {i + 1}." * 20 for i in range(400)))
-    done = sh("elite112m", "run", "nano", "--out", tmp_path / "run", "--data", tmp_path / "book.txt", "--stages", "prepare,pretrain", *tiny, "--set", "data.curriculum=0")
+    done = here("elite112m", "run", "nano", "--out", tmp_path / "run", "--data", tmp_path / "book.txt", "--stages", "prepare,pretrain", *tiny, "--set", "data.curriculum=0")
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run/data/manifest.json").read_text())
     assert list(manifest["sources"]) == [str(tmp_path / "book.txt")]

@@ -1,6 +1,5 @@
 "Fine-tuning as a user does it: from models of all kinds, with files of all kinds, killed, and with what follows it."
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -9,9 +8,8 @@ import time
 
 import pytest
 
-from conftest import ENV, sh
+from conftest import ENV, here
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 CHATML = ("{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}{% endif %}"
           "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 STAGE = "import sys; from elite112m.sft import sft; from elite112m.stage import run_stage; run_stage(sft, sys.argv[1])"
@@ -53,11 +51,10 @@ def chats(tmp_path_factory):
     return rows_to(tmp_path_factory.mktemp("chats") / "chats.jsonl", rows)
 
 
-def cli(capsys, *args):
-    "A command within this process, for what is refused or skipped: its code and its words."
-    from elite112m.cli import main
-    with pytest.raises(SystemExit) as e: main([str(a) for a in args])
-    return e.value.code, capsys.readouterr().err
+def cli(*args):
+    "Code and words of a command."
+    done = here("elite112m", *args)
+    return done.returncode, done.stderr
 
 
 def small(**more):
@@ -72,7 +69,7 @@ def tuned(foreign, chats, tmp_path_factory):
     from elite112m.export import export
     from elite112m.stage import run_stage
     run = tmp_path_factory.mktemp("tuned") / "mine"
-    done = sh("elite112m", "sft", "--run", run, "--preset", "nano", "--from", foreign, "--sft-data", chats, "--steps", "6", *small())
+    done = here("elite112m", "sft", "--run", run, "--preset", "nano", "--from", foreign, "--sft-data", chats, "--steps", "6", *small())
     assert done.returncode == 0, done.stderr
     for do in (evaluate, export): run_stage(do, run)
     return run, done.stderr
@@ -80,9 +77,9 @@ def tuned(foreign, chats, tmp_path_factory):
 
 # ---- what it may begin with ----------------------------------------------------------------------
 
-def test_a_model_of_others_is_tuned_in_its_own_form_to_the_report(tuned, foreign, base, capsys):
+def test_a_model_of_others_is_tuned_in_its_own_form_to_the_report(tuned, foreign, base):
     run, first = tuned
-    code, rest = cli(capsys, "run", "nano", "--out", run)
+    code, rest = cli("run", "nano", "--out", run)
     assert "plan: 6 steps" in first and "the form of conversations that it brings along" in first and "windows of 128 tokens (it can take 512)" in first
     assert code == 0 and "prepare" not in rest and rest.count("skipped") == 3 and "report:" in rest
     assert (run / "sft/chat_template.jinja").read_text() == (run / "export/hf/chat_template.jinja").read_text() == CHATML
@@ -113,7 +110,7 @@ def test_what_is_asked_is_what_was_trained(tuned):
     assert theirs.apply_chat_template(plain, add_generation_prompt=True, return_dict=False) == model.prompt(plain) and theirs.eos_token == "<|im_end|>"
 
 
-def test_another_model_at_the_same_place_is_noticed(tuned, foreign, base, tmp_path, capsys):
+def test_another_model_at_the_same_place_is_noticed(tuned, foreign, base, tmp_path):
     run, place = tmp_path / "run", shutil.copytree(foreign, tmp_path / "model")
     shutil.copytree(tuned[0], run)
     info = json.loads((run / "run.json").read_text())
@@ -121,15 +118,15 @@ def test_another_model_at_the_same_place_is_noticed(tuned, foreign, base, tmp_pa
     (run / "run.json").write_text(json.dumps(info))
     rec = json.loads((run / "sft/stage.json").read_text()); rec["settings"]["sft.init"] = str(place)
     (run / "sft/stage.json").write_text(json.dumps(rec))
-    code, said = cli(capsys, "sft", "--run", run)
+    code, said = cli("sft", "--run", run)
     assert code == 0 and "finished before" in said, said
     weights = bytearray((place / "model.safetensors").read_bytes()); weights[-2] ^= 1
     (place / "model.safetensors").write_bytes(weights)
-    code, said = cli(capsys, "sft", "--run", run)
+    code, said = cli("sft", "--run", run)
     assert code == 2 and "other contents of" in said and str(place) in said and said.count("\n") == 1, said
-    code, said = cli(capsys, "sft", "--run", run, "--from", base)
+    code, said = cli("sft", "--run", run, "--from", base)
     assert code == 2 and "sft.init=" in said and "--force" in said, said
-    code, said = cli(capsys, "sft", "--run", run, "--from", run, "--force")  # it would be deleted before it is read
+    code, said = cli("sft", "--run", run, "--from", run, "--force")  # it would be deleted before it is read
     assert code == 2 and "would write over" in said and (run / "sft/model.safetensors").exists(), said
 
 
@@ -176,23 +173,23 @@ def _gguf(folder, path):
 
 
 @pytest.mark.parametrize("bad,why", [("gone", "no model at"), ("empty", "no finished model"), ("bert", "only Llama-shaped"), ("mute", "no tokenizer at")])
-def test_what_cannot_be_begun_with_is_one_line_and_leaves_nothing(foreign, tmp_path, chats, capsys, bad, why):
+def test_what_cannot_be_begun_with_is_one_line_and_leaves_nothing(foreign, tmp_path, chats, bad, why):
     place = tmp_path / bad
     if bad == "empty": place.mkdir()
     if bad in ("bert", "mute"): shutil.copytree(foreign, place)
     if bad == "bert": (place / "config.json").write_text('{"model_type": "bert"}')
     if bad == "mute": (place / "tokenizer.json").unlink()
-    code, said = cli(capsys, "sft", "--run", tmp_path / "run", "--preset", "nano", "--from", place, "--sft-data", chats, *small())
+    code, said = cli("sft", "--run", tmp_path / "run", "--preset", "nano", "--from", place, "--sft-data", chats, *small())
     assert code == 2 and why in said and str(place) in said and said.count("\n") == 1, said
     assert not (tmp_path / "run").exists()
 
 
 # ---- continued pretraining -----------------------------------------------------------------------
 
-def test_pretraining_goes_on_from_a_model_with_its_vocabulary(foreign, base, tmp_path, capsys):
+def test_pretraining_goes_on_from_a_model_with_its_vocabulary(foreign, base, tmp_path):
     text = rows_to(tmp_path / "t.jsonl", [{"text": f"{i} is followed by {i + 1}, and that by {i + 2}."} for i in range(3000)])
     run = tmp_path / "run"
-    done = sh("elite112m", "pretrain", "--run", run, "--preset", "nano", "--from", foreign, "--data", text, "--steps", "8", *small(**{"model.vocab_size": 300, "model.d_ff": 96, "data.curriculum": 0, "pretrain.lr": 1e-3, "pretrain.muon_lr": 2e-3}))
+    done = here("elite112m", "pretrain", "--run", run, "--preset", "nano", "--from", foreign, "--data", text, "--steps", "8", *small(**{"model.vocab_size": 300, "model.d_ff": 96, "data.curriculum": 0, "pretrain.lr": 1e-3, "pretrain.muon_lr": 2e-3}))
     assert done.returncode == 0 and "plan: 8 steps of 512 tokens" in done.stderr, done.stderr  # 4 windows of 128, though it could take 512
     from elite112m.tokenizer import load_tokenizer
     from elite112m.tracking import read_metrics
@@ -200,7 +197,7 @@ def test_pretraining_goes_on_from_a_model_with_its_vocabulary(foreign, base, tmp
     assert json.loads((run / "pretrain/config.json").read_text()) == json.loads((base / "pretrain/config.json").read_text()) | {"max_position_embeddings": 512}
     losses = [r["val_loss"] for r in read_metrics(run / "pretrain/metrics.jsonl") if "val_loss" in r]
     assert losses[-1] < losses[0] < 5.5  # ln(512) = 6.24 is where a fresh one starts
-    code, said = cli(capsys, "pretrain", "--run", run, "--from", base)
+    code, said = cli("pretrain", "--run", run, "--from", base)
     assert code == 2 and "pretrain.init=" in said and said.count("\n") == 1, said
 
 
@@ -249,7 +246,7 @@ def test_killed_and_resumed_ends_the_same(base, tmp_path):
 
 def test_sft_is_extended_by_steps(tuned, tmp_path, capsys):
     run = shutil.copytree(tuned[0], tmp_path / "run")
-    code, said = cli(capsys, "sft", "--run", run, "--steps", "9")
+    code, said = cli("sft", "--run", run, "--steps", "9")
     assert code == 2 and "--extend" in said and said.count("\n") == 1, said
     from elite112m.sft import sft
     from elite112m.stage import Run, run_stage
@@ -307,11 +304,11 @@ def test_odd_conversations_each_get_what_the_table_says(base, tmp_path, capsys):
     assert kept == 201, told  # the good ones, and the one of five turns
 
 
-def test_files_without_a_usable_conversation_are_refused(base, tmp_path, capsys):
+def test_files_without_a_usable_conversation_are_refused(base, tmp_path):
     for name, row, why in (("system", {"messages": [turn("system", "Be kind.")]}, "40 in which the assistant never speaks"), ("empty", {"instruction": "", "output": "x"}, "40 empty"),
                            ("number", {"messages": [turn("user", 5)]}, "number.jsonl, row 1")):
         data = rows_to(tmp_path / f"{name}.jsonl", [row] * 40)
-        code, said = cli(capsys, "sft", "--run", tmp_path / "run", "--preset", "nano", "--from", base, "--sft-data", data, *small())
+        code, said = cli("sft", "--run", tmp_path / "run", "--preset", "nano", "--from", base, "--sft-data", data, *small())
         assert code == 2 and why in said and said.count("\n") == 1 and not (tmp_path / "run").exists(), said
 
 

@@ -175,7 +175,7 @@ def test_outages_cost_training_nothing_and_sync_makes_good(tmp_path):
 def test_a_service_that_comes_back_gets_everything_while_training_goes_on(tmp_path):
     folder, go = stage(tmp_path), tmp_path / "go"
     with services(shaky=500) as at:
-        p = loop(folder, 0, 200, dies=100, go=go, env=env(at["shaky"]))
+        p = loop(folder, 0, 200, dies=100, go=go, env=env(at["shaky"]), patience=15)
         until(lambda: (folder / "tracking.log").exists() and "offline" in (folder / "tracking.log").read_text())
         at["shaky"].mode = "ok"
         until(lambda: state(folder)["rows"] == 15)  # tries again by itself, after a pause
