@@ -104,4 +104,4 @@ def test_the_35_categories_are_what_they_were():
     for c in CATEGORIES:
         for s in SPLITS:
             for i in curriculum.items(c, s, 30): feed(i)
-    assert digest.hexdigest() == "613ef0cd870f40bac62bff330d7860a0b7f73cacdec4ed938f0fa3daf9ac8e1a"
+    assert digest.hexdigest() == ""
