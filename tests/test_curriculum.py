@@ -104,4 +104,4 @@ def test_the_35_categories_are_what_they_were():
     for c in CATEGORIES:
         for s in SPLITS:
             for i in curriculum.items(c, s, 30): feed(i)
-    assert digest.hexdigest() == ""
+    assert digest.hexdigest() == "0c30c8856e74ba34fd5daeca5675c1ee4b678560e56490af657aee49987627d6"
