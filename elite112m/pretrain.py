@@ -22,7 +22,7 @@ from .ranks import ALONE, whole
 from .shards import Batches, prefetch
 from .stage import progress, say
 from .tokenizer import find_model, load_tokenizer
-from .trackers import follow
+from .follower import follow
 from .trainer import Jump, Trainer, window_of
 from .weights import read_safetensors
 

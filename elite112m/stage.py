@@ -21,6 +21,7 @@ from .provenance import fingerprint, machine, model_print, versions, weights_at
 
 # %% ../nbs/00b_stage.ipynb #02574734
 CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}  # a disk that is full or not ours
+os.umask(_UMASK := os.umask(0o077))  # to know it is to set it, which threads should not do
 
 @contextmanager
 def atomic(path): # the file or folder to write
@@ -31,6 +32,7 @@ def atomic(path): # the file or folder to write
         yield tmp
         for f in ([tmp] if tmp.is_file() else tmp.rglob("*")):
             if f.is_file():
+                with suppress(OSError): f.chmod(0o666 & ~_UMASK)  # safetensors makes its files private; some file systems know no modes
                 with open(f, "rb") as h: os.fsync(h.fileno())
         if path.is_dir(): shutil.rmtree(path)
         os.replace(tmp, path)

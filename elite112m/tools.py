@@ -164,14 +164,14 @@ def track():
 @click.option("--timeout", default=60., type=click.FloatRange(1), show_default=True, help="Seconds to wait for the service, for each stage.")
 def sync(path, to, timeout):
     "Send the rows of RUN's metrics that the service does not have yet."
-    from elite112m.trackers import sync as send
+    from elite112m.follower import sync as send
     for stage, how in send(path, to, timeout).items(): click.echo(f"{stage}: {how['sent']} rows sent, {how['rows']} there, {how['tracker']} run {how['run']}")
 
 @track.command("status", epilog="Example: elite112m track status runs/nano")
 @click.argument("path", metavar="RUN", shell_complete=complete(runs))
 def track_status(path):
     "Where RUN reports to, and how many rows have been handed over."
-    from elite112m.trackers import standing
+    from elite112m.follower import standing
     click.echo(text_table(standing(open_run(path))))
 
 # %% ../nbs/14c_tools.ipynb #87179a5d

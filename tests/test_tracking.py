@@ -19,7 +19,7 @@ from conftest import ENV, ROOT
 LOOP = """
 import os, signal, sys, time
 from pathlib import Path
-from elite112m.trackers import follow
+from elite112m.follower import follow
 from elite112m.tracking import Metrics
 folder, first, last, dies, go, patience = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5], float(sys.argv[6])
 born, metrics = time.time(), Metrics(folder/"metrics.jsonl", first)
@@ -121,7 +121,7 @@ def followers(folder):
     for p in psutil.process_iter():
         try:
             line = p.cmdline()
-            if "from elite112m.trackers import main; main()" in line and str(folder) in line: found += [p, *p.children(recursive=True)]
+            if "from elite112m.follower import main; main()" in line and str(folder) in line: found += [p, *p.children(recursive=True)]
             elif line[:1] and "wandb-core" in line[0] and p.cwd() == str(ROOT) and not psutil.pid_exists(int(line[line.index("--pid") + 1])): found.append(p)
         except psutil.Error: pass
     return found
