@@ -56,7 +56,7 @@ def _sync(self):
 Metrics.flush, Metrics.sync = _flush, _sync
 
 # %% ../nbs/08_tracking.ipynb #754ad386
-TIMINGS = ("tok_s", "mfu", "wait", "peak_gb", "watts", "seconds")  # fields that tell of the machine
+TIMINGS = ("tok_s", "mfu", "wait", "peak_gb", "watts")  # fields that tell of the machine
 
 def timeless(rows:list[dict])->list[dict]:
     "The rows without what tells of the machine's speed."
