@@ -615,7 +615,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'elite112m.judging.model_options': ('judging.html#model_options', 'elite112m/judging.py')},
             'elite112m.lm_eval_bridge': { 'elite112m.lm_eval_bridge._named': ('lm_eval.html#_named', 'elite112m/lm_eval_bridge.py'),
                                           'elite112m.lm_eval_bridge._run': ('lm_eval.html#_run', 'elite112m/lm_eval_bridge.py'),
-                                          'elite112m.lm_eval_bridge.exported': ('lm_eval.html#exported', 'elite112m/lm_eval_bridge.py'),
                                           'elite112m.lm_eval_bridge.figures': ('lm_eval.html#figures', 'elite112m/lm_eval_bridge.py'),
                                           'elite112m.lm_eval_bridge.lm_eval': ('lm_eval.html#lm_eval', 'elite112m/lm_eval_bridge.py')},
             'elite112m.loss': { 'elite112m.loss._LinearLoss': ('loss.html#_linearloss', 'elite112m/loss.py'),

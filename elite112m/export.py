@@ -9,14 +9,16 @@ __all__ = ['reply_end', 'tokenizer_config', 'generation_config', 'export_hf', 'e
 from pathlib import Path
 
 from .checkpoint import load_model, save_model
+from .config import InputError
 from .stage import atomic, say, write_json
 from .chat import CHAT_TEMPLATE, render
 from .tokenizer import EOT, load_tokenizer
 
 # %% ../nbs/13_export.ipynb #15687b01
 def reply_end(tok)->int:
-    "The token that ends a reply: ours, or that of the form of conversations which the vocabulary brings along."
-    return render(tok, [{"role": "user", "content": "-"}, {"role": "assistant", "content": "-"}])[0][-1]
+    "The token that ends a reply: ours, or that of the form of conversations which the vocabulary brings along, if it has one."
+    try: return render(tok, [{"role": "user", "content": "-"}, {"role": "assistant", "content": "-"}])[0][-1]
+    except InputError: return tok.eot
 
 def tokenizer_config(tok, context:int)->dict:
     "The `tokenizer_config.json` of Hugging Face for our tokenizer and chat text."

@@ -26,11 +26,11 @@ def sh(*args, timeout=300, **kw):
 def bare(run, stage, preset, overrides, force=False, device="auto", extend=False):
     "What the notebook of a stage does, without the notebook and its kernel."
     from elite112m.config import InputError
-    from elite112m.stage import job
+    from elite112m.stage import run_stage
     from elite112m.workbook import StageFailed
-    try:
-        with job(stage, run.path, preset, overrides, force, extend) as this:
-            if this.todo: getattr(importlib.import_module(f"elite112m.{stage}"), stage)(this, **({} if stage in ("prepare", "export") else {"device": device}))
+    do = getattr(importlib.import_module(f"elite112m.{'data' if stage == 'prepare' else stage}"), stage)
+    on = {} if stage in ("prepare", "export") else {"device": device}
+    try: run_stage(do, run.path, preset, overrides, force, extend, **on)
     except (InputError, KeyboardInterrupt): raise
     except Exception as e: raise StageFailed(f"{stage} failed: {type(e).__name__}: {e}", run.path) from e
 
