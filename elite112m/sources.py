@@ -246,7 +246,7 @@ def hub_rows(source:Source):
     "The rows of a Hugging Face data set as a stream. Raises `InputError` where it cannot be had."
     import datasets
     local = Path(source.place).exists()
-    need(local or hub_reachable(), f"{source.spec}: the Hugging Face hub cannot be reached; go online, or give files of your own with --data")
+    need(local or hub_reachable(), f"{source.spec}: the Hugging Face hub cannot be reached; go online, or give files of your own in its place")
     try: return datasets.load_dataset(source.place, source.name, split=source.split, revision=source.revision, streaming=True)
     except (OSError, ValueError, RuntimeError) as e:
         raise InputError(f"{source.spec} cannot be streamed: {(str(e).splitlines() or [type(e).__name__])[0][:200]}") from None
