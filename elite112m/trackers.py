@@ -125,7 +125,7 @@ def place(folder, to:str=None)->dict:
     file = Path(folder)/STATE
     old = read_json(file) or {"run": uuid.uuid4().hex[:12]}
     new = old | (target(to) if to else {})
-    need("tracker" in new, f"nobody has said where {folder} reports to: name it, wandb[:PROJECT] or tensorboard")
+    need("tracker" in new, f"nobody has said where {folder} reports to: name it, --to wandb[:PROJECT] or --to tensorboard")
     if new["tracker"] == "wandb": new.setdefault("project", os.environ.get("WANDB_PROJECT", "elite112m"))
     if new != old: write_json(file, new := new | {"state": "new", "why": "", "rows": 0})
     return new
