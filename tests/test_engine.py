@@ -4,11 +4,9 @@ import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 

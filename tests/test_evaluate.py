@@ -137,10 +137,7 @@ def model(tmp_path_factory):
     return room
 
 
-def cli(*args):
-    from elite112m.cli import main
-    with pytest.raises(SystemExit) as ended: main([str(a) for a in args])
-    return ended.value.code
+def cli(*args): return here("elite112m", *args).returncode
 
 
 def test_two_evaluations_and_what_changed(model, tmp_path):
@@ -191,16 +188,14 @@ def test_interrupted_evaluation_leaves_nothing(model, tmp_path, monkeypatch):
     (["evaluate", "--model", "x", "--out", "o", "--tasks", "siute"], "did you mean 'suite'"), (["evaluate", "--model", "x", "--run", "y", "--out", "o"], "--run cannot be given"),
     (["evaluate", "--run", "x", "--items", "3"], "--items cannot be given"), (["evaluate", "--model", "x", "--out", "o", "--samples", "3"], "--temperature"),
     (["compare", "nowhere", "nowhere"], "no results of the suite"), (["contamination", "nowhere"], "no prepared data")])
-def test_bad_input_is_one_line(args, says, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert cli(*args) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and says in said.err
+def test_bad_input_is_one_line(args, says, tmp_path):
+    said = here("elite112m", *args, cwd=tmp_path)
+    assert said.returncode == 2 and said.stdout == "" and said.stderr.count("\n") == 1 and says in said.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_results_are_not_replaced_unasked(model, tmp_path, capsys):
+def test_results_are_not_replaced_unasked(model, tmp_path):
     args = ["evaluate", "--model", model / "model", "--out", tmp_path / "a", "--items", "1", "--max-new-tokens", "2"]
-    assert cli(*args) == 0 and cli(*args) == 2 and "--force" in capsys.readouterr().err and cli(*args, "--force") == 0
+    assert cli(*args) == 0 and "--force" in (said := here("elite112m", *args)).stderr and said.returncode == 2 and cli(*args, "--force") == 0
     (tmp_path / "a/results.json").unlink()
     assert cli(*args, "--force") == 2 and (tmp_path / "a/generations.jsonl").exists(), "a folder of other things was emptied"

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import BIN, ENV, here, sh
 
-GRID = ("--grid", "pretrain.lr=3e-3,1e30", "--grid", "pretrain.recipe=original", "--seeds", "2", "--jobs", "2")
+GRID = ("--grid", "pretrain.lr=3e-3,1e30", "--grid", "pretrain.recipe=ours,original", "--seeds", "2", "--jobs", "2")
 
 
 def rows_of(out):
@@ -28,7 +28,7 @@ def below(pid): return psutil.Process(pid).children(recursive=True)
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, tiny):
-    "A sweep of four points, half of which must diverge, killed when the first was finished, and continued."
+    "A sweep of eight points, half of which must diverge, killed when the first was finished, and continued."
     out = tmp_path_factory.mktemp("sweeps") / "lr"
     args = ["elite112m", "sweep", "nano", *tiny, *GRID, "--out", out]
     first = subprocess.Popen([str(BIN / args[0]), *map(str, args[1:])], env=ENV, stderr=subprocess.DEVNULL)
@@ -46,7 +46,7 @@ def test_killed_sweep_ends_with_the_whole_table(swept):
     out, before, done = swept
     assert done.returncode == 0, done.stderr[-2000:]
     rows = rows_of(out)
-    assert len(rows) == 4 and before
+    assert len(rows) == 8 and before
     for p, written in before.items(): assert p.stat().st_mtime_ns == written, "a finished point was trained again"
     for name, r in rows.items():
         assert r["status"] == ("diverged" if "lr=1e30" in name else "done"), r
@@ -54,15 +54,15 @@ def test_killed_sweep_ends_with_the_whole_table(swept):
         if r["status"] == "done": assert r["tokens"] == "6144" and 4 < float(r["best_val_loss"]) <= float(r["final_val_loss"]) < 6.5
         else: assert "loss" in r["error"] and not r["final_val_loss"]
     finals = [r["final_val_loss"] for r in rows.values() if r["status"] == "done"]
-    assert len(set(finals)) == 2, "seeds made no difference"
+    assert len(set(finals)) == 4, "settings or seeds made no difference"
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and "+-" in lines[1] and "lr=3e-3" in lines[1] and "2 diverged" in lines[2]
+    assert len(lines) == 5 and "+-" in lines[1] and "lr=3e-3" in lines[1] and "2 diverged" in lines[4]
 
 
 def test_points_share_the_data_and_are_runs(swept):
     out = swept[0]
     assert len(list(out.glob("prepared/*/data/train.bin"))) == 1
-    point = out / "points/lr=3e-3,recipe=original,seed=1"
+    point = out / "points/lr=3e-3,recipe=ours,seed=1"
     status = here("elite112m", "status", "--run", point)
     assert status.returncode == 0 and status.stdout.count("done") == 2, status.stderr
     assert not list(out.rglob("*.tmp"))

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import psutil
 import pytest
 
-from conftest import ENV, ROOT
+from conftest import ENV, ROOT, here
 
 # What a loop does: rows from `first` to `last` by tens. At step `dies` it waits until the file `go` is there, and is killed.
 LOOP = """
@@ -219,9 +219,9 @@ def test_killed_and_resumed_every_row_arrives_once(tmp_path):
 
 
 def test_offline_files_hold_every_row_once_and_stay_in_the_run(tmp_path):
-    folder, go, here = stage(tmp_path), tmp_path / "go", tmp_path / "here"
-    here.mkdir()
-    off = dict(env=env(WANDB_MODE="offline"), cwd=here)
+    folder, go, elsewhere = stage(tmp_path), tmp_path / "go", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    off = dict(env=env(WANDB_MODE="offline"), cwd=elsewhere)
     p = loop(folder, 0, 200, dies=60, go=go, **off)
     until(lambda: (folder / "tracking.json").exists() and state(folder)["rows"] == 9)
     for q in followers(folder): q.kill()
@@ -230,9 +230,9 @@ def test_offline_files_hold_every_row_once_and_stay_in_the_run(tmp_path):
     assert loop(folder, 40, 100, **off).wait(180) == 0
     until(lambda: state(folder)["state"] == "sent")
     files = list(folder.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 1 and not list(here.iterdir())
+    assert len(files) == 1 and not list(elsewhere.iterdir())
     with services(well="ok") as at:  # wandb's own reader
-        done = subprocess.run([sys.executable, "-m", "wandb", "sync", str(files[0].parent)], env=env(at["well"]), cwd=here, capture_output=True, text=True, timeout=100)
+        done = subprocess.run([sys.executable, "-m", "wandb", "sync", str(files[0].parent)], env=env(at["well"]), cwd=elsewhere, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         assert sent(at["well"].rows(state(folder)["run"])) == expected(100), done.stderr
 
@@ -251,14 +251,11 @@ def test_a_redone_stage_is_left_alone_by_the_follower_of_the_old_one(tmp_path):
 @pytest.mark.parametrize("args, said", [(["track", "sync", "nowhere"], "no run.json"), (["track", "sync", "empty"], "no metrics yet"),
                                         (["track", "status", "empty"], "no metrics yet"), (["track", "sync", "mine"], "nobody has said where"),
                                         (["track", "sync", "mine", "--to", "wandbb"], "did you mean 'wandb'"), (["run", "nano", "--track", "paper"], "unknown tracker")])
-def test_bad_wishes_are_one_line(tmp_path, args, said, monkeypatch, capsys):
-    from elite112m.cli import main
-    monkeypatch.chdir(tmp_path)
+def test_bad_wishes_are_one_line(tmp_path, args, said):
     (stage(tmp_path) / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     (tmp_path / "empty").mkdir()
     shutil.copy(tmp_path / "mine/run.json", tmp_path / "empty/run.json")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as end: main(args)
-    err = capsys.readouterr().err
-    assert end.value.code == 2 and err.count("\n") == 1 and said in err, err
+    done = here("elite112m", *args, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
     assert sorted(tmp_path.rglob("*")) == before

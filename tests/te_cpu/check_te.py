@@ -17,10 +17,10 @@ from transformer_engine.common import recipe as te_recipes
 from transformer_engine.pytorch.quantization import check_recipe_support
 
 from elite112m.config import InputError, ModelConfig
-from elite112m.fp8 import BACKWARD, FORWARD
+from elite112m.fp8 import FORWARD
 from elite112m.model import CausalLM
 from elite112m.native import Native
-from elite112m.recipes import Recipe, Slots, restore
+from elite112m.recipes import Recipe, Slots
 from elite112m.te import TE, recipes_for, te_recipe
 
 SMALL = ModelConfig(64, 2, 32, 2, 1, 64, 32)
