@@ -2,7 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
@@ -14,7 +14,7 @@ setup(
     keywords=s["keywords"].split(), license=s["license"], python_requires=">=" + s["min_python"],
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=[s["lib_name"]], package_data={s["lib_name"]: ["assets/*"]},
+    packages=find_packages(include=[s["lib_name"], s["lib_name"] + ".*"]), package_data={s["lib_name"]: ["assets/*"]},
     install_requires=s["requirements"].split(), extras_require=extras,
     entry_points={"console_scripts": s["console_scripts"].split()},
 )

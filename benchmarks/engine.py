@@ -1,9 +1,10 @@
 """What the training loop costs beside the training: its overhead, and how long a checkpoint holds it up.
 
-    python benchmarks/engine.py --overhead              # nano, 200 steps: share of the training time that is not forward, backward, optimizer
-    python benchmarks/engine.py --checkpoint            # elite112m's weights and AdamW's moments: seconds that a save takes away from training
-    python benchmarks/engine.py --checkpoint --optimizer muon
+python benchmarks/engine.py --overhead              # nano, 200 steps: share of the training time that is not forward, backward, optimizer
+python benchmarks/engine.py --checkpoint            # elite112m's weights and AdamW's moments: seconds that a save takes away from training
+python benchmarks/engine.py --checkpoint --optimizer muon
 """
+
 import argparse
 import shutil
 import tempfile
@@ -12,31 +13,43 @@ from pathlib import Path
 
 import torch
 
-from elite112m import trainer
-from elite112m.data import prepare
-from elite112m.model import CausalLM
-from elite112m.plan import Plan
-from elite112m.presets import preset
-from elite112m.pretrain import pretrain
-from elite112m.stage import Job, Run, run_stage
-from elite112m.tracking import read_metrics
+from elite112m.training import trainer
+from elite112m.data.prepare import prepare
+from elite112m.model.transformer import CausalLM
+from elite112m.training.plan import Plan
+from elite112m.core.presets import preset
+from elite112m.training.pretrain import pretrain
+from elite112m.core.runs import Job, Run, run_stage
+from elite112m.training.metrics import read_metrics
 
 
 class Watch:
     "Adds up the time spent in functions; calls inside each other count once."
-    def __init__(self): self.total, self.inside = 0.0, False
+
+    def __init__(self):
+        self.total, self.inside = 0.0, False
+
     def __call__(self, f):
         def timed(*args, **kw):
-            if self.inside: return f(*args, **kw)
+            if self.inside:
+                return f(*args, **kw)
             self.inside, start = True, time.perf_counter()
-            try: return f(*args, **kw)
-            finally: self.total, self.inside = self.total + time.perf_counter() - start, False
+            try:
+                return f(*args, **kw)
+            finally:
+                self.total, self.inside = self.total + time.perf_counter() - start, False
+
         return timed
 
 
 def overhead(steps):
     run = Path(tempfile.mkdtemp()) / "run"
-    settings = {"pretrain.steps": steps, "pretrain.eval_every": steps, "pretrain.checkpoint_every": steps, "data.tokens": 400_000}
+    settings = {
+        "pretrain.steps": steps,
+        "pretrain.eval_every": steps,
+        "pretrain.checkpoint_every": steps,
+        "data.tokens": 400_000,
+    }
     run_stage(prepare, run, "nano", settings)
     watch, update = Watch(), trainer.Trainer.update
     CausalLM.forward, torch.Tensor.backward = watch(CausalLM.forward), watch(torch.Tensor.backward)
@@ -44,7 +57,8 @@ def overhead(steps):
 
     def counted(self, batch):
         if not busy:
-            for opt in self.opts: opt.step = watch(opt.step)
+            for opt in self.opts:
+                opt.step = watch(opt.step)
         before = watch.total
         update(self, batch)
         busy.append(watch.total - before)
@@ -54,8 +68,10 @@ def overhead(steps):
     rows = [r for r in read_metrics(job.folder / "metrics.jsonl") if "tok_s" in r]
     tokens = rows[0]["tokens"] / rows[0]["step"]
     seconds = sum((b["step"] - a["step"]) * tokens / b["tok_s"] for a, b in zip([{"step": 0}, *rows], rows))
-    print(f"{steps} steps, {seconds / steps * 1e3:.1f} ms each: {sum(busy) / seconds:.2%} forward, backward, optimizer; {1 - sum(busy) / seconds:.2%} everything else, "
-          f"of it {sum(r['wait'] / r['tok_s'] for r in rows) / sum(1 / r['tok_s'] for r in rows):.2%} waiting for data")
+    print(
+        f"{steps} steps, {seconds / steps * 1e3:.1f} ms each: {sum(busy) / seconds:.2%} forward, backward, optimizer; {1 - sum(busy) / seconds:.2%} everything else, "
+        f"of it {sum(r['wait'] / r['tok_s'] for r in rows) / sum(1 / r['tok_s'] for r in rows):.2%} waiting for data"
+    )
     shutil.rmtree(run.parent)
 
 
@@ -64,8 +80,10 @@ def checkpoint(optimizer):
     p = preset("elite112m", {"pretrain.optimizer": optimizer, "pretrain.compile": False})
     t = trainer.Trainer(Job(run, "pretrain", p, "start"), CausalLM(p.model), None, torch.device("cpu"))
     t.plan = Plan(last=10)
-    for q in t.model.parameters(): q.grad = torch.randn_like(q)
-    for opt in t.opts: opt.step()
+    for q in t.model.parameters():
+        q.grad = torch.randn_like(q)
+    for opt in t.opts:
+        opt.step()
     for _ in range(3):
         t.step += 1
         start = time.perf_counter()
@@ -73,7 +91,9 @@ def checkpoint(optimizer):
         stalled = time.perf_counter() - start
         t.saver.finish()
         size = sum(f.stat().st_size for f in (t.folder / f"checkpoints/step-{t.step:08d}").iterdir())
-        print(f"{size / 1e9:.2f} GB: training stands still for {stalled:.2f} s, the rest is written in {time.perf_counter() - start - stalled:.1f} s beside it")
+        print(
+            f"{size / 1e9:.2f} GB: training stands still for {stalled:.2f} s, the rest is written in {time.perf_counter() - start - stalled:.1f} s beside it"
+        )
     shutil.rmtree(run.path)
 
 
@@ -84,6 +104,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     a = parser.parse_args()
-    if a.overhead: overhead(a.steps)
-    if a.checkpoint: checkpoint(a.optimizer)
-    if not (a.overhead or a.checkpoint): parser.print_help()
+    if a.overhead:
+        overhead(a.steps)
+    if a.checkpoint:
+        checkpoint(a.optimizer)
+    if not (a.overhead or a.checkpoint):
+        parser.print_help()

@@ -10,6 +10,7 @@ as well: the ratio of two untracked ones shows how far the machine's noise reach
 the kernel is asked too (Linux): for how many seconds training was ready to run while somebody else had its processor. That is what another
 process on this machine can take from it, and neighbours do not disturb it.
 """
+
 import argparse
 import contextlib
 import json
@@ -26,45 +27,59 @@ from pathlib import Path
 
 import psutil
 
-COMMAND = [sys.executable, "-c", "from elite112m.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from elite112m.workbook.cli import main; main()"]
 
 
 def dead_service(kind):
     "The address of a service that is of no use, and what it has heard."
     server, heard = socket.create_server(("127.0.0.1", 0)), []
     port = server.getsockname()[1]
-    if kind == "refuse": server.close()
+    if kind == "refuse":
+        server.close()
     else:
+
         def take():
-            while True: heard.append(server.accept()[0])  # kept, and never answered
+            while True:
+                heard.append(server.accept()[0])  # kept, and never answered
+
         threading.Thread(target=take, daemon=True).start()
     return f"http://127.0.0.1:{port}", heard
 
 
 def waited(pid):
     "Seconds that the threads of a process were ready and had no processor (sched-stats of the Linux kernel: nanoseconds run, waited, turns)."
-    return sum(int(f.read_text().split()[1]) for f in Path(f"/proc/{pid}/task").glob("*/schedstat"))/1e9
+    return sum(int(f.read_text().split()[1]) for f in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def pretrain(prepared, folder, env, *options):
     "Seconds of one pretraining, and how many of them it waited for a processor."
     shutil.copytree(prepared, folder)
     log = tempfile.TemporaryFile("w+")
-    p, wait = subprocess.Popen([*COMMAND, "pretrain", "--run", str(folder), *options], env=env, stdout=subprocess.DEVNULL, stderr=log), 0.
+    p, wait = (
+        subprocess.Popen(
+            [*COMMAND, "pretrain", "--run", str(folder), *options], env=env, stdout=subprocess.DEVNULL, stderr=log
+        ),
+        0.0,
+    )
     while p.poll() is None:
         with contextlib.suppress(OSError, psutil.Error):
             for kernel in psutil.Process(p.pid).children():
-                if "ipykernel_launcher" in kernel.cmdline(): wait = max(wait, waited(kernel.pid))
-        time.sleep(.5)
-    if p.returncode: log.seek(0); sys.exit(log.read())
-    return json.loads((folder/"pretrain/stage.json").read_text())["seconds"], wait
+                if "ipykernel_launcher" in kernel.cmdline():
+                    wait = max(wait, waited(kernel.pid))
+        time.sleep(0.5)
+    if p.returncode:
+        log.seek(0)
+        sys.exit(log.read())
+    return json.loads((folder / "pretrain/stage.json").read_text())["seconds"], wait
 
 
 def ended(folder):
     "Wait for the end of a follower, so that it is not part of the next measurement; what it says."
-    state = folder/"pretrain/tracking.json"
-    if not state.exists(): sys.exit("the pretraining was not tracked at all")
-    while json.loads(state.read_text())["state"] not in ("offline", "sent"): time.sleep(1)
+    state = folder / "pretrain/tracking.json"
+    if not state.exists():
+        sys.exit("the pretraining was not tracked at all")
+    while json.loads(state.read_text())["state"] not in ("offline", "sent"):
+        time.sleep(1)
     time.sleep(35)  # its LINGER
     return json.loads(state.read_text())
 
@@ -74,24 +89,42 @@ if __name__ == "__main__":
     parser.add_argument("--service", choices=["hang", "refuse"], default="hang")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="as for elite112m run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="as for elite112m run"
+    )
     a = parser.parse_args()
     url, heard = dead_service(a.service)
     plain = {k: v for k, v in os.environ.items() if k not in ("ELITE112M_TRACK", "WANDB_MODE")}
-    env = plain | {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0"*40}
+    env = plain | {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
     with tempfile.TemporaryDirectory() as tmp:
-        prepared, ratios, noise, waits = Path(tmp)/"prepared", [], [], []
+        prepared, ratios, noise, waits = Path(tmp) / "prepared", [], [], []
         sets = [x for s in [f"pretrain.steps={a.steps}", *a.set] for x in ("--set", s)]
-        done = subprocess.run([*COMMAND, "prepare", "--run", str(prepared), "--preset", "nano", *sets], env=plain, capture_output=True, text=True)
-        if done.returncode: sys.exit(done.stderr)
+        done = subprocess.run(
+            [*COMMAND, "prepare", "--run", str(prepared), "--preset", "nano", *sets],
+            env=plain,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(done.stderr)
         for r in range(a.rounds):
-            before, w0 = pretrain(prepared, Path(tmp)/f"{r}a", plain)
-            tracked, w1 = pretrain(prepared, Path(tmp)/f"{r}b", env, "--track", "wandb:bench")
-            how = ended(Path(tmp)/f"{r}b")
-            after, w2 = pretrain(prepared, Path(tmp)/f"{r}c", plain)
-            ratios.append(tracked/((before + after)/2)); noise.append(after/before); waits.append((w1 - (w0 + w2)/2)/tracked)
-            print(f"untracked {before:6.1f} s   tracked {tracked:6.1f} s ({how['state']}: {how['why'][:60]})   untracked {after:6.1f} s   ratio {ratios[-1]:.4f}   "
-                  f"waited {w0:.2f}, {w1:.2f}, {w2:.2f} s", flush=True)
-        if a.service == "hang" and not heard: sys.exit("nothing came to the service: its silence cost nothing because nobody asked")
-        print(f"tracked / untracked, median of {a.rounds}: {statistics.median(ratios):.4f}; untracked / untracked: {min(noise):.4f} to {max(noise):.4f}")
-        print(f"waited for a processor because of the follower, all threads together, median share of the time: {statistics.median(waits):.2%}")
+            before, w0 = pretrain(prepared, Path(tmp) / f"{r}a", plain)
+            tracked, w1 = pretrain(prepared, Path(tmp) / f"{r}b", env, "--track", "wandb:bench")
+            how = ended(Path(tmp) / f"{r}b")
+            after, w2 = pretrain(prepared, Path(tmp) / f"{r}c", plain)
+            ratios.append(tracked / ((before + after) / 2))
+            noise.append(after / before)
+            waits.append((w1 - (w0 + w2) / 2) / tracked)
+            print(
+                f"untracked {before:6.1f} s   tracked {tracked:6.1f} s ({how['state']}: {how['why'][:60]})   untracked {after:6.1f} s   ratio {ratios[-1]:.4f}   "
+                f"waited {w0:.2f}, {w1:.2f}, {w2:.2f} s",
+                flush=True,
+            )
+        if a.service == "hang" and not heard:
+            sys.exit("nothing came to the service: its silence cost nothing because nobody asked")
+        print(
+            f"tracked / untracked, median of {a.rounds}: {statistics.median(ratios):.4f}; untracked / untracked: {min(noise):.4f} to {max(noise):.4f}"
+        )
+        print(
+            f"waited for a processor because of the follower, all threads together, median share of the time: {statistics.median(waits):.2%}"
+        )

@@ -1,7 +1,8 @@
 "Shared by the checks: how commands are run, and the last line that continuous integration reads."
-import importlib
+
 import io
 import os
+import pkgutil
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -13,38 +14,49 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
 # Two checks run at a time on two cores; the hub is never asked.
-for name in ("IN_TEST", "ELITE112M_COMMAND"): os.environ.pop(name, None)
+for name in ("IN_TEST", "ELITE112M_COMMAND"):
+    os.environ.pop(name, None)
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 ENV = dict(os.environ)
 
 
 def sh(*args, timeout=300, **kw):
     "Run a command of this environment to its end, output captured as text."
-    return subprocess.run([str(BIN / args[0]), *map(str, args[1:])], capture_output=True, text=True, timeout=timeout, env=ENV, **kw)
+    return subprocess.run(
+        [str(BIN / args[0]), *map(str, args[1:])], capture_output=True, text=True, timeout=timeout, env=ENV, **kw
+    )
 
 
 def bare(run, stage, preset, overrides, force=False, device="auto", extend=False):
     "What the notebook of a stage does, without the notebook and its kernel."
-    from elite112m.config import InputError
-    from elite112m.stage import run_stage
-    from elite112m.workbook import StageFailed
-    do = getattr(importlib.import_module(f"elite112m.{'data' if stage == 'prepare' else stage}"), stage)
+    from elite112m.core.config import InputError
+    from elite112m.core.runs import STAGES, run_stage
+    from elite112m.workbook.workbook import StageFailed
+
+    do = pkgutil.resolve_name(STAGES[stage].function)
     on = {} if stage in ("prepare", "export") else {"device": device}
-    try: run_stage(do, run.path, preset, overrides, force, extend, **on)
-    except (InputError, KeyboardInterrupt): raise
-    except Exception as e: raise StageFailed(f"{stage} failed: {type(e).__name__}: {e}", run.path) from e
+    try:
+        run_stage(do, run.path, preset, overrides, force, extend, **on)
+    except (InputError, KeyboardInterrupt):
+        raise
+    except Exception as e:
+        raise StageFailed(f"{stage} failed: {type(e).__name__}: {e}", run.path) from e
 
 
 def here(*args, cwd="."):
     "The same as `sh` within this process, stages without their notebooks: seconds less, for what is not about processes or notebooks."
-    from elite112m import cli, workbook
+    from elite112m.workbook import cli
+    from elite112m.workbook import workbook
+
     assert args[0] == "elite112m"
     out, err, ended = io.StringIO(), io.StringIO(), None
     with pytest.MonkeyPatch.context() as patch, chdir(cwd), redirect_stdout(out), redirect_stderr(err):
         patch.setattr(workbook, "run_notebook", bare)
         patch.setenv("ELITE112M_COMMAND", "1")
-        try: cli.main([str(a) for a in args[1:]])
-        except SystemExit as e: ended = e.code
+        try:
+            cli.main([str(a) for a in args[1:]])
+        except SystemExit as e:
+            ended = e.code
     return subprocess.CompletedProcess(args, ended, out.getvalue(), err.getvalue())
 
 
@@ -54,14 +66,17 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid): return nodeid if "test_notebooks" in nodeid else nodeid.split("::")[0]
+        def _split_scope(self, nodeid):
+            return nodeid if "test_notebooks" in nodeid else nodeid.split("::")[0]
+
     return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
 def tiny():
     "Options that shrink the nano preset to seconds."
-    from elite112m.presets import TINY
+    from elite112m.core.presets import TINY
+
     return [a for k, v in TINY.items() for a in ("--set", f"{k}={v}")]
 
 
@@ -69,10 +84,11 @@ def tiny():
 def toy(tmp_path_factory):
     "A function of a context length: the folder of an untrained model so small that it answers at once."
     import torch
-    from elite112m.checkpoint import save_model
-    from elite112m.config import ModelConfig
-    from elite112m.model import CausalLM
-    from elite112m.tokenizer import train_tokenizer
+    from elite112m.model.pretrained import save_model
+    from elite112m.core.config import ModelConfig
+    from elite112m.model.transformer import CausalLM
+    from elite112m.data.tokenizer import train_tokenizer
+
     def made(context):
         folder = tmp_path_factory.mktemp("toys") / f"toy{context}"
         folder.mkdir()
@@ -80,6 +96,7 @@ def toy(tmp_path_factory):
         save_model(CausalLM(ModelConfig(300, 2, 64, 4, 2, 96, context)).eval(), folder)
         train_tokenizer(["a b c d e"] * 4, 300).save(folder)
         return folder
+
     return made
 
 
@@ -87,13 +104,17 @@ _counts = {"passed": 0, "failed": 0}
 
 
 def pytest_runtest_logreport(report):
-    if report.when == "call" and report.passed: _counts["passed"] += 1
-    if report.failed: _counts["failed"] += 1
+    if report.when == "call" and report.passed:
+        _counts["passed"] += 1
+    if report.failed:
+        _counts["failed"] += 1
 
 
 def pytest_collectreport(report):
-    if report.failed: _counts["failed"] += 1
+    if report.failed:
+        _counts["failed"] += 1
 
 
 def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"): print(f"{_counts['passed']} passed, {_counts['failed']} failed")
+    if not hasattr(config, "workerinput"):
+        print(f"{_counts['passed']} passed, {_counts['failed']} failed")

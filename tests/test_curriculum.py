@@ -1,4 +1,5 @@
 "What is exported for training keeps away from the exam, and what it calculates is true. Evaluation is a room below the exercises, so these checks cannot stand in their notebooks."
+
 import hashlib
 import json
 import re
@@ -7,16 +8,19 @@ from itertools import islice
 import pyarrow.parquet as pq
 import pytest
 
-from elite112m import arithmetic, curriculum, instructions
-from elite112m.checks import check, well_formed_math
-from elite112m.curriculum import CATEGORIES, SPLITS, _commute, split_of
-from elite112m.curriculum_export import mixture, write_alpaca, write_gsm8k
-from elite112m.scoring import suite
+from elite112m.curriculum import arithmetic
+from elite112m.curriculum import lessons as curriculum
+from elite112m.curriculum import instructions
+from elite112m.evaluation.checks import check, well_formed_math
+from elite112m.curriculum.lessons import CATEGORIES, SPLITS, _commute, split_of
+from elite112m.curriculum.mixture import mixture, write_alpaca, write_gsm8k
+from elite112m.evaluation.suite import suite
 
 ROWS = 60_000
 
 
-def normal(text): return re.sub(r"\s+", " ", text.casefold()).strip()
+def normal(text):
+    return re.sub(r"\s+", " ", text.casefold()).strip()
 
 
 def contaminated(items, texts):
@@ -36,7 +40,8 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exam(): return suite(60)
+def exam():
+    return suite(60)
 
 
 def test_no_exam_prompt_in_the_export(exported, exam):
@@ -44,11 +49,14 @@ def test_no_exam_prompt_in_the_export(exported, exam):
     assert len(alpaca) == ROWS and len(exam) > 20 * len(CATEGORIES)
     texts = [part for row in alpaca + sums for part in row]
     assert contaminated(exam, texts) == []
-    assert contaminated(exam, [*texts, f"Hello. {exam[7].prompt.upper()}  And?"]) == [exam[7].prompt], "the search finds nothing"
+    assert contaminated(exam, [*texts, f"Hello. {exam[7].prompt.upper()}  And?"]) == [exam[7].prompt], (
+        "the search finds nothing"
+    )
 
 
 def test_no_row_twice(exported):
-    for rows in exported: assert len({normal(q) for q, _ in rows}) == len(rows)
+    for rows in exported:
+        assert len({normal(q) for q, _ in rows}) == len(rows)
 
 
 STEP = re.compile(r"<<(\d+)([-+*/])(\d+)=")
@@ -58,7 +66,9 @@ def test_no_step_of_the_test_in_the_export(exported):
     texts = [a for rows in exported for _, a in rows]
     keys = {_commute(int(a), op, int(b)) for t in texts for a, op, b in STEP.findall(t)}
     assert len(keys) > 10_000 and {split_of(k) for k in keys} == {"train"}
-    assert sum(len(STEP.findall(t)) for t in texts) == sum(t.count("<<") for t in texts), "a step with other than two operands"
+    assert sum(len(STEP.findall(t)) for t in texts) == sum(t.count("<<") for t in texts), (
+        "a step with other than two operands"
+    )
 
 
 def test_every_step_is_true(exported):
@@ -78,7 +88,8 @@ def test_every_reply_passes_its_check():
 
 def test_splits_are_disjoint():
     found = {s: list(islice(mixture(s, 9), 3_000)) for s in SPLITS}
-    for s, items in found.items(): assert {split_of(i.key) for i in items} == {s}
+    for s, items in found.items():
+        assert {split_of(i.key) for i in items} == {s}
     prompts = [{normal(i.prompt) for i in items} for items in found.values()]
     assert not prompts[0] & prompts[1] and not prompts[0] & prompts[2] and not prompts[1] & prompts[2]
 
@@ -86,22 +97,33 @@ def test_splits_are_disjoint():
 def test_plurals_of_the_exam_are_not_given_away():
     "Some are shown by the curriculum itself in passing; the new rooms add none to them."
     held = {many for one, many in curriculum._WORDS["nouns"] if split_of(f"plural:{one}") == "test"}
-    def shown(texts): return held & set(re.findall(r"[a-z]+", " ".join(texts).casefold()))
-    before = shown(f"{i.prompt} {i.reply}" for i in islice(curriculum.examples(), 40_000))
-    after = shown(f"{i.prompt} {i.reply}" for i in islice(mixture(weights={"arithmetic": 1, "instructions": 1}), 20_000))
+
+    def shown(texts):
+        return held & set(re.findall(r"[a-z]+", " ".join(texts).casefold()))
+
+    before = shown(f"{i.prompt} {i.reply}" for i in islice(curriculum.lesson_examples(), 40_000))
+    after = shown(
+        f"{i.prompt} {i.reply}" for i in islice(mixture(weights={"arithmetic": 1, "instructions": 1}), 20_000)
+    )
     assert before and not after - before, after - before
 
 
 def test_the_35_categories_are_what_they_were():
     "Measured results depend on them: whoever changes them on purpose changes this digest and measures again."
     digest = hashlib.sha256()
-    def feed(i): digest.update(repr((i.category, i.key, i.prompt, i.reply, i.check)).encode())
+
+    def feed(i):
+        digest.update(repr((i.category, i.key, i.prompt, i.reply, i.check)).encode())
+
     for seed in (0, 1):
         for s in SPLITS:
-            for i in islice(curriculum.examples(s, seed), 2_000): feed(i)
+            for i in islice(curriculum.lesson_examples(s, seed), 2_000):
+                feed(i)
         for s in SPLITS[:2]:
-            for text in islice(curriculum.documents(s, seed), 300): digest.update(text.encode())
+            for text in islice(curriculum.lesson_documents(s, seed), 300):
+                digest.update(text.encode())
     for c in CATEGORIES:
         for s in SPLITS:
-            for i in curriculum.items(c, s, 30): feed(i)
+            for i in curriculum.items(c, s, 30):
+                feed(i)
     assert digest.hexdigest() == "0c30c8856e74ba34fd5daeca5675c1ee4b678560e56490af657aee49987627d6"

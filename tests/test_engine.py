@@ -1,4 +1,5 @@
 "Pretraining that is killed, starved, damaged, shared out, extended and timed, as processes of their own."
+
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from conftest import BIN, ENV, here
 
 # ELITE112M_KILLS=20 ELITE112M_KILL_PRESET=nano: the whole nano, twenty times killed (about ten minutes)
 KILLS, NANO = int(os.environ.get("ELITE112M_KILLS", 2)), os.environ.get("ELITE112M_KILL_PRESET") == "nano"
-STAGE = "import sys; from elite112m.pretrain import pretrain; from elite112m.stage import run_stage; run_stage(pretrain, sys.argv[1])"
+STAGE = "import sys; from elite112m.training.pretrain import pretrain; from elite112m.core.runs import run_stage; run_stage(pretrain, sys.argv[1])"
 LONG = {"pretrain.steps": 90, "pretrain.checkpoint_every": 4, "pretrain.log_every": 3, "pretrain.eval_every": 7}
 
 
@@ -32,7 +33,14 @@ def prepared(tmp_path_factory, tiny):
 
 def stage(run, **kw):
     "The stage in a process, without a notebook around it."
-    return subprocess.Popen([sys.executable, "-c", STAGE, str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV, **kw)
+    return subprocess.Popen(
+        [sys.executable, "-c", STAGE, str(run)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENV,
+        **kw,
+    )
 
 
 def finish(run, **kw):
@@ -42,11 +50,13 @@ def finish(run, **kw):
 
 
 def rows(run):
-    from elite112m.tracking import read_metrics, timeless
+    from elite112m.training.metrics import read_metrics, timeless
+
     return timeless(read_metrics(run / "pretrain/metrics.jsonl"))
 
 
-def weights(run): return (run / "pretrain/model.safetensors").read_bytes()
+def weights(run):
+    return (run / "pretrain/model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +74,21 @@ def kill_often(run, times, steps, seed):
     for goal in sorted(rng.sample(range(steps * 9 // 10), times)):
         p = stage(run)
         for line in p.stdout:
-            if "plan:" in line: break  # from here on it trains
-        while p.poll() is None and reached_step(run) < goal: time.sleep(.02)
-        time.sleep(rng.uniform(0, .5))
-        if p.poll() is not None: break  # it was done first
-        p.kill(); p.communicate()
+            if "plan:" in line:
+                break  # from here on it trains
+        while p.poll() is None and reached_step(run) < goal:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.5))
+        if p.poll() is not None:
+            break  # it was done first
+        p.kill()
+        p.communicate()
         reached.append(reached_step(run))
     return reached
 
 
-def reached_step(run): return max([r["step"] for r in rows(run)], default=0)
+def reached_step(run):
+    return max([r["step"] for r in rows(run)], default=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp8"])
@@ -83,12 +98,15 @@ def test_killed_anywhere_ends_the_same(prepared, whole, tmp_path, tiny, precisio
         base = prepared_run(tmp_path / "nano", [], nano)
     elif precision == "fp8":
         base = prepared_run(tmp_path / "fp8", tiny, LONG | {"pretrain.precision": "fp8"})
-    else: base = prepared
+    else:
+        base = prepared
     run = shutil.copytree(base, tmp_path / "run")
     if base is not prepared:
         whole = base
         assert finish(whole)[0] == 0
-    reached = kill_often(run, KILLS if precision == "fp32" else max(KILLS // 3, 1), 720 if NANO else LONG["pretrain.steps"], precision)
+    reached = kill_often(
+        run, KILLS if precision == "fp32" else max(KILLS // 3, 1), 720 if NANO else LONG["pretrain.steps"], precision
+    )
     print(len(reached), "times killed, at", reached)
     assert reached
     code, out = finish(run)
@@ -103,11 +121,15 @@ def test_extension_killed_at_its_start_goes_on(whole, tmp_path):
     longer = STAGE.replace("sys.argv[1])", "sys.argv[1], settings={'pretrain.steps': 110}, extend=True)")
     once = shutil.copytree(run, tmp_path / "once")
     assert subprocess.run([sys.executable, "-c", longer, str(once)], env=ENV, capture_output=True).returncode == 0
-    p = subprocess.Popen([sys.executable, "-c", longer, str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV)
+    p = subprocess.Popen(
+        [sys.executable, "-c", longer, str(run)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
+    )
     for line in p.stdout:
-        if "trains on" in line: break
-    time.sleep(random.Random(1).uniform(.1, 1))
-    p.kill(); p.communicate()
+        if "trains on" in line:
+            break
+    time.sleep(random.Random(1).uniform(0.1, 1))
+    p.kill()
+    p.communicate()
     code, out = finish(run)
     assert code == 0 and weights(run) == weights(once) != weights(whole), out
     assert rows(run) == rows(once) and rows(run)[-1]["step"] == 110
@@ -138,15 +160,21 @@ def stopped(prepared, tmp_path):
     run = shutil.copytree(prepared, tmp_path / "run")
     p = stage(run)
     for line in p.stdout:
-        if "plan:" in line: break
-    while not (run / "pretrain/checkpoints/step-00000012").exists(): time.sleep(.01)
+        if "plan:" in line:
+            break
+    while not (run / "pretrain/checkpoints/step-00000012").exists():
+        time.sleep(0.01)
     p.terminate()
     out = p.communicate(timeout=60)[0]
     assert "checkpoint saved" in out, out
     return run
 
 
-@pytest.mark.parametrize("change", [lambda data: data[:-100], lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]], ids=["cut", "flipped"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda data: data[:-100], lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]],
+    ids=["cut", "flipped"],
+)
 def test_damaged_checkpoint_is_named_and_passed_over(stopped, whole, change):
     newest = sorted((stopped / "pretrain/checkpoints").glob("step-*"))[-1] / "optimizer.safetensors"
     newest.write_bytes(change(newest.read_bytes()))
@@ -157,27 +185,43 @@ def test_damaged_checkpoint_is_named_and_passed_over(stopped, whole, change):
 
 def test_checkpoint_of_another_preset_is_refused(stopped, tmp_path, tiny):
     other = prepared_run(tmp_path / "other", tiny, LONG | {"model.d_ff": 96})
-    assert finish(other, )[0] == 0
+    assert finish(other)[0] == 0
     shutil.rmtree(stopped / "pretrain/checkpoints")
     shutil.copytree(other / "pretrain/checkpoints", stopped / "pretrain/checkpoints")
     code, out = finish(stopped)
     assert code != 0 and "another preset" in out, out
     done = here("elite112m", "pretrain", "--run", stopped, "--set", "pretrain.lr=1e-3")
-    assert done.returncode == 2 and "pretrain.lr=0.02, not 0.001" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and "pretrain.lr=0.02, not 0.001" in done.stderr and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
 
 
 # ---- ranks ---------------------------------------------------------------------------------------
 
+
 def two_ranks_for_a_while(run, *options):
     "Goes on with two ranks, and is stopped some steps later."
-    command = [BIN / "torchrun", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--no-python", "--",
-               BIN / "elite112m", "pretrain", "--run", run, *options]
+    command = [
+        BIN / "torchrun",
+        "--nproc-per-node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0",
+        "--no-python",
+        "--",
+        BIN / "elite112m",
+        "pretrain",
+        "--run",
+        run,
+        *options,
+    ]
     begun = max(int(c.name[5:]) for c in (run / "pretrain/checkpoints").glob("step-*"))
     p, lines = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV), []
     for line in p.stdout:
         lines.append(line)
-        if "plan:" in line: break
-    while p.poll() is None and max(int(c.name[5:]) for c in (run / "pretrain/checkpoints").glob("step-*")) < begun + 6: time.sleep(.01)
+        if "plan:" in line:
+            break
+    while p.poll() is None and max(int(c.name[5:]) for c in (run / "pretrain/checkpoints").glob("step-*")) < begun + 6:
+        time.sleep(0.01)
     p.terminate()
     out = "".join(lines) + p.communicate(timeout=120)[0]
     assert "checkpoint saved" in out and f"continues at step {begun}" in out, out
@@ -193,10 +237,12 @@ def test_one_rank_two_ranks_one_rank(stopped, whole):
     assert [r["step"] for r in mine] == [r["step"] for r in theirs]
     for a, b in zip(mine, theirs):
         for k in ("loss", "val_loss"):
-            if k in b: assert abs(a[k] - b[k]) < 2e-3 * b[k], (a, b)
+            if k in b:
+                assert abs(a[k] - b[k]) < 2e-3 * b[k], (a, b)
 
 
 # ---- length --------------------------------------------------------------------------------------
+
 
 def test_tokens_hours_and_extension_through_the_command_line(prepared, tmp_path):
     run = shutil.copytree(prepared, tmp_path / "run")

@@ -1,4 +1,5 @@
 "Every notebook runs from top to bottom, its assertions holding."
+
 import multiprocessing
 import os
 import sys
@@ -15,8 +16,10 @@ FRESH.set_forkserver_preload(["torch", "matplotlib.pyplot", "transformers", "nbd
 def work(nb, log):
     "What `nbdev-test` does with one notebook."
     from nbdev.test import test_nb
+
     with open(log, "wb") as f:
-        for n in (1, 2): os.dup2(f.fileno(), n)
+        for n in (1, 2):
+            os.dup2(f.fileno(), n)
     ok, _ = test_nb(nb, basepath=ROOT)
     sys.stdout.flush()
     os._exit(not ok)  # whatever threads a notebook has left

@@ -1,4 +1,5 @@
 "A whole run through the command line, by papermill, in a temporary folder; and what happens when it is disturbed."
+
 import json
 import shutil
 import signal
@@ -22,8 +23,18 @@ def finished(tmp_path_factory, tiny):
 
 def test_run_makes_everything(finished):
     out, done = finished
-    for name in ("data/train.bin", "data/tokenizer.json", "pretrain/model.safetensors", "sft/model.safetensors", "eval/results.json",
-                 "eval/generations.jsonl", "eval/suite.png", "export/hf/config.json", "report.html", "run.json"):
+    for name in (
+        "data/train.bin",
+        "data/tokenizer.json",
+        "pretrain/model.safetensors",
+        "sft/model.safetensors",
+        "eval/results.json",
+        "eval/generations.jsonl",
+        "eval/suite.png",
+        "export/hf/config.json",
+        "report.html",
+        "run.json",
+    ):
         assert (out / name).exists(), name
     assert len(list((out / "notebooks").glob("[0-9]*.ipynb"))) == 5
     assert not list(out.rglob("*.tmp")) and not list((out / "notebooks").glob(".*"))
@@ -31,10 +42,18 @@ def test_run_makes_everything(finished):
 
 
 def test_results_have_the_agreed_form(finished):
-    from elite112m.curriculum import CATEGORIES
+    from elite112m.curriculum.lessons import CATEGORIES
+
     results = json.loads((finished[0] / "eval/results.json").read_text())
     assert list(results["categories"]) == list(CATEGORIES)
-    assert list(results["rows"]) == ["Factual Q&A", "Math format", "Math accuracy", "Code structure", "Instructions", "Pattern recognition"]
+    assert list(results["rows"]) == [
+        "Factual Q&A",
+        "Math format",
+        "Math accuracy",
+        "Code structure",
+        "Instructions",
+        "Pattern recognition",
+    ]
     for r in [*results["rows"].values(), *results["categories"].values()]:
         assert set(r) == {"correct", "total", "rate", "lo", "hi"} and 0 <= r["lo"] <= r["rate"] <= r["hi"] <= 1
     assert results["contamination"]["whole"] == [] and results["contamination"]["tokens"]["conversations"] > 0
@@ -63,20 +82,50 @@ def test_moved_run_redone_stage_and_stale_ones(finished, tmp_path):
 
 
 def test_chat_answers_on_stdout_only(finished):
-    done = sh("elite112m", "chat", "--model", finished[0], "--input", "What is the capital of France?", "--max-new-tokens", "5")
+    done = sh(
+        "elite112m",
+        "chat",
+        "--model",
+        finished[0],
+        "--input",
+        "What is the capital of France?",
+        "--max-new-tokens",
+        "5",
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    again = here("elite112m", "chat", "--model", finished[0] / "export/hf", "--input", "What is the capital of France?", "--max-new-tokens", "5")
+    again = here(
+        "elite112m",
+        "chat",
+        "--model",
+        finished[0] / "export/hf",
+        "--input",
+        "What is the capital of France?",
+        "--max-new-tokens",
+        "5",
+    )
     assert again.stdout == done.stdout
 
 
 def test_conversation_in_the_terminal(finished):
-    done = subprocess.run([BIN / "elite112m", "chat", "--model", finished[0], "--max-new-tokens", "4"], input="Hello\nAnd?\n\n", capture_output=True, text=True, env=ENV)
+    done = subprocess.run(
+        [BIN / "elite112m", "chat", "--model", finished[0], "--max-new-tokens", "4"],
+        input="Hello\nAnd?\n\n",
+        capture_output=True,
+        text=True,
+        env=ENV,
+    )
     assert done.returncode == 0 and done.stdout.count("Assistant:") == 2
 
 
 def test_report_shows_the_run(finished):
     page = (finished[0] / "report.html").read_text()
-    assert "Factual Q&amp;A" in page and "No question was found whole" in page and page.count("<svg") == 2 and "<script" not in page and 'src="http' not in page
+    assert (
+        "Factual Q&amp;A" in page
+        and "No question was found whole" in page
+        and page.count("<svg") == 2
+        and "<script" not in page
+        and 'src="http' not in page
+    )
 
 
 def test_damaged_data_are_bad_input(finished, tmp_path):
@@ -95,6 +144,7 @@ def test_same_seed_same_loss(finished, tmp_path, tiny):
 
 # ---- disturbances --------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, tiny):
     "A run prepared for a long pretraining."
@@ -108,15 +158,23 @@ def test_failed_stage_is_one_line_and_its_notebook(prepared, tmp_path):
     out = shutil.copytree(prepared, tmp_path / "run")
     done = sh("elite112m", "pretrain", "--run", out, "--set", "pretrain.lr=1e30", "--set", "pretrain.muon_lr=1e30")
     error, path = done.stderr.strip().splitlines()[-2:]
-    assert done.returncode == 1 and error.startswith("elite112m: pretrain failed: Diverged: ") and "lower pretrain.lr" in error
-    assert path == f"executed notebook: {out / 'notebooks/09_pretrain.ipynb'}" and (out / "notebooks/09_pretrain.ipynb").exists()
+    assert (
+        done.returncode == 1
+        and error.startswith("elite112m: pretrain failed: Diverged: ")
+        and "lower pretrain.lr" in error
+    )
+    assert (
+        path == f"executed notebook: {out / 'notebooks/2_pretrain.ipynb'}"
+        and (out / "notebooks/2_pretrain.ipynb").exists()
+    )
 
 
 def start(out):
     "Begin its pretraining and wait for the first checkpoint."
     p = subprocess.Popen([BIN / "elite112m", "pretrain", "--run", out], stderr=subprocess.PIPE, text=True, env=ENV)
     until = time.time() + 90
-    while not list(out.glob("pretrain/checkpoints/step-*/state.json")) and time.time() < until: time.sleep(.1)
+    while not list(out.glob("pretrain/checkpoints/step-*/state.json")) and time.time() < until:
+        time.sleep(0.1)
     return p, psutil.Process(p.pid).children(recursive=True)
 
 
@@ -133,8 +191,10 @@ def test_signal_saves_and_rerun_continues(prepared, tmp_path, number):
     said = []
     for line in p.stderr:
         said.append(line)
-        if f"continues at step {step}\n" in line: break
-    p.send_signal(signal.SIGINT); p.communicate(timeout=60)
+        if f"continues at step {step}\n" in line:
+            break
+    p.send_signal(signal.SIGINT)
+    p.communicate(timeout=60)
     assert f"continues at step {step}" in said[-1], said
 
 
@@ -142,12 +202,14 @@ def test_sigkill_leaves_no_process_and_no_lock(prepared, tmp_path):
     out = shutil.copytree(prepared, tmp_path / "run")
     p, kernels = start(out)
     assert kernels
-    p.kill(); p.wait()
+    p.kill()
+    p.wait()
     gone, alive = psutil.wait_procs(kernels, timeout=5)
     assert not alive
     p, _ = start(out)
     assert any("continues at step" in line for line in p.stderr)
-    p.send_signal(signal.SIGINT); p.communicate(timeout=60)
+    p.send_signal(signal.SIGINT)
+    p.communicate(timeout=60)
 
 
 def test_second_command_waits_then_gives_up(prepared, tmp_path):
@@ -157,14 +219,27 @@ def test_second_command_waits_then_gives_up(prepared, tmp_path):
     done = sh("elite112m", "pretrain", "--run", out)
     assert done.returncode == 2 and "in use by another command" in done.stderr and done.stderr.count("\n") == 1
     assert time.time() - before >= 10
-    p.send_signal(signal.SIGINT); p.communicate(timeout=60)
+    p.send_signal(signal.SIGINT)
+    p.communicate(timeout=60)
 
 
 # ---- bad input -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("args", [["run", "nanno"], ["run", "nano", "--set", "model.n_heads=7"], ["run", "nano", "--set", "model.vocab_size=70000"],
-                                  ["run", "nano", "--set", "pretrain.lr=fast"], ["run", "nano", "--device", "cuda"], ["run", "nano", "--stages", "bake"],
-                                  ["evaluate", "--run", "nowhere"], ["chat", "--model", "nowhere", "--input", "x"], ["report", "--run", "nowhere"]])
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["run", "nanno"],
+        ["run", "nano", "--set", "model.n_heads=7"],
+        ["run", "nano", "--set", "model.vocab_size=70000"],
+        ["run", "nano", "--set", "pretrain.lr=fast"],
+        ["run", "nano", "--device", "cuda"],
+        ["run", "nano", "--stages", "bake"],
+        ["evaluate", "--run", "nowhere"],
+        ["chat", "--model", "nowhere", "--input", "x"],
+        ["report", "--run", "nowhere"],
+    ],
+)
 def test_bad_arguments_are_one_line(tmp_path, args):
     done = here("elite112m", *args, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("elite112m: "), done.stderr
@@ -172,8 +247,23 @@ def test_bad_arguments_are_one_line(tmp_path, args):
 
 
 def test_own_text(tmp_path, tiny):
-    (tmp_path / "book.txt").write_text("\n\n".join(f"Paragraph {i} says that {i} is followed by {i + 1}." * 20 for i in range(400)))
-    done = here("elite112m", "run", "nano", "--out", tmp_path / "run", "--data", tmp_path / "book.txt", "--stages", "prepare,pretrain", *tiny, "--set", "data.curriculum=0")
+    (tmp_path / "book.txt").write_text(
+        "\n\n".join(f"Paragraph {i} says that {i} is followed by {i + 1}." * 20 for i in range(400))
+    )
+    done = here(
+        "elite112m",
+        "run",
+        "nano",
+        "--out",
+        tmp_path / "run",
+        "--data",
+        tmp_path / "book.txt",
+        "--stages",
+        "prepare,pretrain",
+        *tiny,
+        "--set",
+        "data.curriculum=0",
+    )
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run/data/manifest.json").read_text())
     assert list(manifest["sources"]) == [str(tmp_path / "book.txt")]

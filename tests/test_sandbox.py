@@ -2,6 +2,7 @@
 
 Each runs twice: as generated code would, and again without the audit hook, as if it had been got around: then the kernel's locks stand alone.
 """
+
 import os
 import socket
 import subprocess
@@ -14,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from elite112m import sandbox
-from elite112m.config import InputError
-from elite112m.sandbox import locks, run_python
+from elite112m.evaluation import sandbox
+from elite112m.core.config import InputError
+from elite112m.evaluation.sandbox import locks, run_python
 
 from conftest import ENV, ROOT
 
@@ -32,8 +33,11 @@ def tried(f, *args):
 @pytest.fixture(scope="module", params=["as it is", "kernel alone"])
 def room(request):
     "A function that runs a program; ctypes is at hand where only the kernel guards."
-    if request.param == "as it is": yield lambda code, **kw: run_python(code.replace("#only-kernel ", "pass #"), **kw); return
-    if len(locks()) < 2: pytest.skip(f"this kernel has {locks()}")
+    if request.param == "as it is":
+        yield lambda code, **kw: run_python(code.replace("#only-kernel ", "pass #"), **kw)
+        return
+    if len(locks()) < 2:
+        pytest.skip(f"this kernel has {locks()}")
     whole, marker = sandbox._SOURCE, "_watch(os.getcwd(), readable)"
     assert whole.count(f"    {marker}") == 1
     sandbox._dismiss_all()
@@ -59,13 +63,15 @@ def left_behind(rooms, mark="no such mark"):
 
 
 def _quiet(f):
-    try: return f()
-    except (psutil.Error, OSError): return ""
+    try:
+        return f()
+    except (psutil.Error, OSError):
+        return ""
 
 
 def test_network(room):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(.2)
+        server.settimeout(0.2)
         port = server.getsockname()[1]
         r = room(f"""
 import socket
@@ -78,7 +84,8 @@ except OSError as e: print(e.errno)
 #only-kernel print("reached" if libc.syscall(425, 4, ctypes.create_string_buffer(120)) >= 0 else "no io_uring")
 """)
         assert "reached" not in r.stdout
-        with pytest.raises(TimeoutError): server.accept()
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 def test_secrets_in_the_environment(room, monkeypatch):
@@ -118,7 +125,11 @@ for key in ({str(tmp_path / ".ssh/id_ed25519")!r}, "key"):
     try: print(open(key).read())
     except OSError: print("closed")
 """)
-    assert "hunter2" not in r.stdout and "id_" not in r.stdout and (r.stdout.count("closed") >= 6 or "refused" in r.error or "refused" in r.stdout)
+    assert (
+        "hunter2" not in r.stdout
+        and "id_" not in r.stdout
+        and (r.stdout.count("closed") >= 6 or "refused" in r.error or "refused" in r.stdout)
+    )
 
 
 def test_writing_elsewhere(room, tmp_path):
@@ -126,24 +137,49 @@ def test_writing_elsewhere(room, tmp_path):
     victim.write_text("whole")
     victim.chmod(0o600)
     before = victim.stat()
-    for attempt in ("open(v, 'w').write('gone')", "os.remove(v)", "os.rename(v, 'mine')", "os.link(v, 'mine')", "os.chmod(v, 0o777)", "os.truncate(v, 0)",
-                    "os.utime(v, (0, 0))", "open(v + '2', 'w')", "os.mkdir(v + '2')", "os.symlink(v, v + '2')", "os.mkfifo(v + '2')", "open('../main.py', 'a')",
-                    "os.rmdir(os.path.dirname(v))", "os.setxattr(v, 'user.a', b'b')", "os.chown(v, 12345, 12345)"):
+    for attempt in (
+        "open(v, 'w').write('gone')",
+        "os.remove(v)",
+        "os.rename(v, 'mine')",
+        "os.link(v, 'mine')",
+        "os.chmod(v, 0o777)",
+        "os.truncate(v, 0)",
+        "os.utime(v, (0, 0))",
+        "open(v + '2', 'w')",
+        "os.mkdir(v + '2')",
+        "os.symlink(v, v + '2')",
+        "os.mkfifo(v + '2')",
+        "open('../main.py', 'a')",
+        "os.rmdir(os.path.dirname(v))",
+        "os.setxattr(v, 'user.a', b'b')",
+        "os.chown(v, 12345, 12345)",
+    ):
         r = room(f"import os\nv = {str(victim)!r}\ntry: {attempt}; print('reached')\nexcept OSError as e: print(e)")
         assert "reached" not in r.stdout, attempt
     after = victim.stat()
     assert victim.read_text() == "whole" and sorted(f.name for f in tmp_path.iterdir()) == ["rooms", "victim"]
-    assert (after.st_mode, after.st_mtime, after.st_uid, after.st_nlink) == (before.st_mode, before.st_mtime, before.st_uid, before.st_nlink)
+    assert (after.st_mode, after.st_mtime, after.st_uid, after.st_nlink) == (
+        before.st_mode,
+        before.st_mtime,
+        before.st_uid,
+        before.st_nlink,
+    )
 
 
 def test_processes_and_daemons(room, rooms, tmp_path):
     flag, nap = tmp_path / "alive", f"97.{os.getpid()}"
-    for attempt in ("while True: os.fork()", f"""
+    for attempt in (
+        "while True: os.fork()",
+        f"""
 if os.fork() == 0:
     os.setsid()
-    if os.fork() == 0: time.sleep(1); open({str(flag)!r}, 'w')""", f"os.execv('/bin/sh', ['sh', '-c', 'sleep {nap} &'])", f"assert os.system('sleep {nap} &') == 0",
-                    f"os.posix_spawn('/bin/sleep', ['sleep', '{nap}'], {{}})", f"import subprocess; subprocess.Popen(['sleep', '{nap}'])",
-                    "import threading; [threading.Thread(target=time.sleep, args=(97,)).start() for _ in range(9)]"):
+    if os.fork() == 0: time.sleep(1); open({str(flag)!r}, 'w')""",
+        f"os.execv('/bin/sh', ['sh', '-c', 'sleep {nap} &'])",
+        f"assert os.system('sleep {nap} &') == 0",
+        f"os.posix_spawn('/bin/sleep', ['sleep', '{nap}'], {{}})",
+        f"import subprocess; subprocess.Popen(['sleep', '{nap}'])",
+        "import threading; [threading.Thread(target=time.sleep, args=(97,)).start() for _ in range(9)]",
+    ):
         r = room(f"import os, time\n{attempt}\nprint('reached')")
         assert not r.ok and "reached" not in r.stdout, attempt
     assert not left_behind(rooms, f"sleep {nap}") and not flag.exists()
@@ -152,30 +188,60 @@ if os.fork() == 0:
 def test_killing_others(room):
     bystander = subprocess.Popen(["sleep", "60"])
     try:
-        for attempt in ("os.kill(os.getppid(), 9)", f"os.kill({os.getpid()}, 9)", f"os.kill({bystander.pid}, 9)", "os.killpg(0, 9)", "os.kill(-1, 9)",
-                        "signal.pidfd_send_signal(0, 9)"):
-            assert "reached" not in room(f"import os, signal\ntry: {attempt}; print('reached')\nexcept OSError: pass").stdout
+        for attempt in (
+            "os.kill(os.getppid(), 9)",
+            f"os.kill({os.getpid()}, 9)",
+            f"os.kill({bystander.pid}, 9)",
+            "os.killpg(0, 9)",
+            "os.kill(-1, 9)",
+            "signal.pidfd_send_signal(0, 9)",
+        ):
+            assert (
+                "reached"
+                not in room(f"import os, signal\ntry: {attempt}; print('reached')\nexcept OSError: pass").stdout
+            )
         assert bystander.poll() is None and run_python("print('still here')").ok
-    finally: bystander.kill(), bystander.wait()
+    finally:
+        bystander.kill(), bystander.wait()
 
 
-@pytest.mark.parametrize("code,why", [
-    ("while True: pass", "stopped after"),
-    ("import signal, time\nfor s in range(1, 32):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\ntime.sleep(60)", ""),
-    ("x = []\nwhile True: x.append(bytearray(1 << 27))", "MemoryError"),
-    ("x = 'a' * (1 << 40)", "MemoryError"),
-    ("f = open('huge', 'wb')\nwhile True: f.write(b'x' * 65536)", "File too large"),
-    ("for i in range(10**6): open(str(i), 'w').write('x' * 60000)", "too many files"),
-    ("import os\nwhile True: os.mkdir('a'); os.chdir('a')", ""),
-    ("while True: print('x' * 10000)", "too much output"),
-    ("fs = [open('f', 'w') for _ in range(10**4)]", "Too many open files"),
-    ("import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: [f(x)]\nf(1)", ""),
-    ("x = 9**9**9", ""),
-    ("import sys, os\nsys.stdout.close()\nos.close(1)\nos.close(2)\nraise SystemExit(3)", "exit status 3"),
-], ids=["loop", "deaf", "memory", "one string", "huge file", "many files", "deep folders", "output", "descriptors", "recursion", "arithmetic", "closing"])
+@pytest.mark.parametrize(
+    "code,why",
+    [
+        ("while True: pass", "stopped after"),
+        (
+            "import signal, time\nfor s in range(1, 32):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\ntime.sleep(60)",
+            "",
+        ),
+        ("x = []\nwhile True: x.append(bytearray(1 << 27))", "MemoryError"),
+        ("x = 'a' * (1 << 40)", "MemoryError"),
+        ("f = open('huge', 'wb')\nwhile True: f.write(b'x' * 65536)", "File too large"),
+        ("for i in range(10**6): open(str(i), 'w').write('x' * 60000)", "too many files"),
+        ("import os\nwhile True: os.mkdir('a'); os.chdir('a')", ""),
+        ("while True: print('x' * 10000)", "too much output"),
+        ("fs = [open('f', 'w') for _ in range(10**4)]", "Too many open files"),
+        ("import sys\nsys.setrecursionlimit(10**9)\nf = lambda x: [f(x)]\nf(1)", ""),
+        ("x = 9**9**9", ""),
+        ("import sys, os\nsys.stdout.close()\nos.close(1)\nos.close(2)\nraise SystemExit(3)", "exit status 3"),
+    ],
+    ids=[
+        "loop",
+        "deaf",
+        "memory",
+        "one string",
+        "huge file",
+        "many files",
+        "deep folders",
+        "output",
+        "descriptors",
+        "recursion",
+        "arithmetic",
+        "closing",
+    ],
+)
 def test_greed(room, code, why):
     started = time.monotonic()
-    r = room(code, timeout=.4 if why in ("", "stopped after") else 8)
+    r = room(code, timeout=0.4 if why in ("", "stopped after") else 8)
     assert not r.ok and why in r.error and len(r.stdout) <= 1 << 16
     assert time.monotonic() - started < 30 and run_python("print('next')").stdout == "next\n"
 
@@ -183,37 +249,53 @@ def test_greed(room, code, why):
 def test_nothing_is_inherited_and_nothing_stays(room, rooms, tmp_path):
     with open(tmp_path / "open", "w+") as f:
         os.set_inheritable(f.fileno(), True)
-        r = room("import os\nfound = []\nfor k in range(3, 64):\n    try: os.fstat(k); found.append(k)\n    except OSError: pass\nprint(found, os.getcwd())")
+        r = room(
+            "import os\nfound = []\nfor k in range(3, 64):\n    try: os.fstat(k); found.append(k)\n    except OSError: pass\nprint(found, os.getcwd())"
+        )
         found, _, place = r.stdout.strip().rpartition(" ")
         assert found == "[]" and not Path(place).exists() and not Path(place).parent.exists()
     assert not left_behind(rooms)
 
 
 def test_what_outlives_a_process_is_refused(room):
-    assert "reached" not in room("""
+    assert (
+        "reached"
+        not in room("""
 #only-kernel if libc.shmget(0, 4096, 0o1600) >= 0: print("reached")
 #only-kernel if libc.msgget(0, 0o1600) >= 0: print("reached")
 #only-kernel if libc.prctl(22, 0, 0, 0, 0) == 0 or libc.setrlimit(1, ctypes.create_string_buffer(16)) == 0: print("reached")
 #only-kernel if libc.unshare(0x10000000) == 0: print("reached")
 """).stdout
+    )
 
 
 def test_honest_programs_from_many_threads():
-    results = [None]*12
-    def work(i): results[i] = run_python(f"import json, re, dataclasses\nprint(json.dumps([{i}]))").stdout
+    results = [None] * 12
+
+    def work(i):
+        results[i] = run_python(f"import json, re, dataclasses\nprint(json.dumps([{i}]))").stdout
+
     threads = [threading.Thread(target=work, args=(i,)) for i in range(12)]
-    for t in threads: t.start()
-    for t in threads: t.join()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
     assert results == [f"[{i}]\n" for i in range(12)]
 
 
 def test_wardens_end_with_us(tmp_path):
     "Even when we are killed, with a program on its way."
-    code = "from elite112m import sandbox\nprint('ready', flush=True)\nsandbox.run_python('while True: pass', '', 2.5)"
-    us = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ENV | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
+    code = "from elite112m.evaluation import sandbox\nprint('ready', flush=True)\nsandbox.run_python('while True: pass', '', 2.5)"
+    us = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENV | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+    )
     assert us.stdout.readline() == "ready\n"
     family = []
-    while len(family) < 2 and us.poll() is None: family = psutil.Process(us.pid).children(recursive=True)   # a warden and its program
+    while len(family) < 2 and us.poll() is None:
+        family = psutil.Process(us.pid).children(recursive=True)  # a warden and its program
     assert len(family) == 2
     us.kill(), us.wait(), us.stdout.close()
     assert not psutil.wait_procs(family, timeout=20)[1]
@@ -221,7 +303,7 @@ def test_wardens_end_with_us(tmp_path):
 
 NO_SECCOMP = """
 import ctypes, struct
-from elite112m import sandbox
+from elite112m.evaluation import sandbox
 step = lambda code, yes, no, k: struct.pack("=HBBI", code, yes, no, k)
 program = step(32, 0, 0, 0) + step(21, 0, 3, {prctl}) + step(32, 0, 0, 16) + step(21, 0, 1, 22) + step(6, 0, 0, 0x50016) + step(6, 0, 0, 0x7FFF0000)
 buffer = ctypes.create_string_buffer(program)
@@ -235,8 +317,14 @@ sandbox.need_isolation()
 
 def test_a_system_without_seccomp_is_refused():
     "A kernel that refuses to install filters, which we make with a last filter."
-    if "seccomp" not in locks(): pytest.skip("there is none here")
+    if "seccomp" not in locks():
+        pytest.skip("there is none here")
     prctl = {"x86_64": 157, "aarch64": 167}[os.uname().machine]
-    done = subprocess.run([sys.executable, "-c", NO_SECCOMP.format(prctl=prctl)], capture_output=True, text=True, env=ENV | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", NO_SECCOMP.format(prctl=prctl)],
+        capture_output=True,
+        text=True,
+        env=ENV | {"PYTHONPATH": str(ROOT)},
+    )
     assert "seccomp" not in done.stdout and done.returncode == 1
     assert InputError.__name__ in done.stderr and "--unsafe-no-network-isolation" in done.stderr

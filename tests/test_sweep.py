@@ -1,4 +1,5 @@
 "A sweep through the command line: a table and a page, whatever happens on the way."
+
 import csv
 import signal
 import subprocess
@@ -13,17 +14,19 @@ GRID = ("--grid", "pretrain.lr=3e-3,1e30", "--grid", "pretrain.recipe=ours,origi
 
 
 def rows_of(out):
-    with open(out / "sweep.csv") as f: return {r["point"]: r for r in csv.DictReader(f)}
+    with open(out / "sweep.csv") as f:
+        return {r["point"]: r for r in csv.DictReader(f)}
 
 
 def wait_for(process, what, seconds=300):
     end = time.time() + seconds
     while not what():
         assert process.poll() is None and time.time() < end, "nothing happened"
-        time.sleep(.1)
+        time.sleep(0.1)
 
 
-def below(pid): return psutil.Process(pid).children(recursive=True)
+def below(pid):
+    return psutil.Process(pid).children(recursive=True)
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +50,15 @@ def test_killed_sweep_ends_with_the_whole_table(swept):
     assert done.returncode == 0, done.stderr[-2000:]
     rows = rows_of(out)
     assert len(rows) == 8 and before
-    for p, written in before.items(): assert p.stat().st_mtime_ns == written, "a finished point was trained again"
+    for p, written in before.items():
+        assert p.stat().st_mtime_ns == written, "a finished point was trained again"
     for name, r in rows.items():
         assert r["status"] == ("diverged" if "lr=1e30" in name else "done"), r
         assert (r["lr"], r["recipe"], r["seed"]) == tuple(part.split("=")[1] for part in name.split(","))
-        if r["status"] == "done": assert r["tokens"] == "6144" and 4 < float(r["best_val_loss"]) <= float(r["final_val_loss"]) < 6.5
-        else: assert "loss" in r["error"] and not r["final_val_loss"]
+        if r["status"] == "done":
+            assert r["tokens"] == "6144" and 4 < float(r["best_val_loss"]) <= float(r["final_val_loss"]) < 6.5
+        else:
+            assert "loss" in r["error"] and not r["final_val_loss"]
     finals = [r["final_val_loss"] for r in rows.values() if r["status"] == "done"]
     assert len(set(finals)) == 4, "settings or seeds made no difference"
     lines = done.stdout.splitlines()
@@ -70,7 +76,13 @@ def test_points_share_the_data_and_are_runs(swept):
 
 def test_page_stands_alone(swept):
     page = (swept[0] / "sweep.html").read_text()
-    assert page.count("<svg") == 1 and "recipe=original" in page and "2 diverged" in page and "<script" not in page and 'src="' not in page
+    assert (
+        page.count("<svg") == 1
+        and "recipe=original" in page
+        and "2 diverged" in page
+        and "<script" not in page
+        and 'src="' not in page
+    )
 
 
 def test_other_settings_do_not_mix(swept, tiny):
@@ -79,25 +91,40 @@ def test_other_settings_do_not_mix(swept, tiny):
 
 
 def test_interrupted_sweep_leaves_no_process(tmp_path, tiny):
-    args = [*tiny, "--set", "pretrain.steps=100000", "--grid", "pretrain.lr=1e-3,2e-3", "--jobs", "2", "--out", str(tmp_path / "s")]
+    args = [
+        *tiny,
+        "--set",
+        "pretrain.steps=100000",
+        "--grid",
+        "pretrain.lr=1e-3,2e-3",
+        "--jobs",
+        "2",
+        "--out",
+        str(tmp_path / "s"),
+    ]
     run = subprocess.Popen([BIN / "elite112m", "sweep", "nano", *args], env=ENV, stderr=subprocess.PIPE, text=True)
     wait_for(run, lambda: len(list(tmp_path.glob("s/points/*/pretrain/checkpoints/step-*"))) >= 2)
     left = below(run.pid)
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=120)
-    assert run.returncode == 130 and said.splitlines()[-1] == "elite112m: stopped; the same command goes on from here", said[-500:]
+    assert (
+        run.returncode == 130 and said.splitlines()[-1] == "elite112m: stopped; the same command goes on from here"
+    ), said[-500:]
     assert not psutil.wait_procs(left, timeout=60)[1]
     assert {r["status"] for r in rows_of(tmp_path / "s").values()} == {"unfinished"}
 
 
-@pytest.mark.parametrize("args, why", [
-    (["--grid", "pretrain.lr=fast"], "not a number"),
-    (["--grid", "pretrain.recipe=orginal"], "did you mean 'original'"),
-    (["--grid", "pretrain.lr=1e-3,0.001"], "same settings"),
-    (["--grid", "sft.lr=1e-3"], "changes nothing in pretraining"),
-    (["--seeds", "301"], "more than 300"),
-    (["--data", "nowhere.txt"], "nowhere.txt"),
-])
+@pytest.mark.parametrize(
+    "args, why",
+    [
+        (["--grid", "pretrain.lr=fast"], "not a number"),
+        (["--grid", "pretrain.recipe=orginal"], "did you mean 'original'"),
+        (["--grid", "pretrain.lr=1e-3,0.001"], "same settings"),
+        (["--grid", "sft.lr=1e-3"], "changes nothing in pretraining"),
+        (["--seeds", "301"], "more than 300"),
+        (["--data", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
 def test_bad_grid_is_one_line_and_nothing_made(args, why, tmp_path):
     done = here("elite112m", "sweep", "nano", *args, "--out", tmp_path / "s")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and why in done.stderr, done.stderr

@@ -1,4 +1,5 @@
 "The chat in a real terminal (a pty) and through a pipe."
+
 import json
 import random
 import stat
@@ -11,9 +12,25 @@ from conftest import BIN, ENV
 
 def test_terminal_stops_a_reply_and_not_the_program(toy, tmp_path):
     evil = tmp_path / "evil.json"
-    evil.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\x1b]0;owned\x07 \x9b31m"}]}))
-    child = pexpect.spawn(str(BIN / "elite112m"), ["chat", "--model", str(toy(8192)), "--max-new-tokens", "8000"], timeout=60, encoding="utf-8",
-                          env=ENV | {"XDG_STATE_HOME": str(tmp_path), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}, cwd=tmp_path, dimensions=(40, 200))
+    evil.write_text(
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "\x1b]0;owned\x07 \x9b31m"},
+                ]
+            }
+        )
+    )
+    child = pexpect.spawn(
+        str(BIN / "elite112m"),
+        ["chat", "--model", str(toy(8192)), "--max-new-tokens", "8000"],
+        timeout=60,
+        encoding="utf-8",
+        env=ENV | {"XDG_STATE_HOME": str(tmp_path), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        cwd=tmp_path,
+        dimensions=(40, 200),
+    )
     child.expect("User:")
     child.send("a b\r")
     child.expect("Assistant: ")
@@ -43,16 +60,62 @@ def test_terminal_stops_a_reply_and_not_the_program(toy, tmp_path):
 def odd_lines(n, seed=0):
     "Lines that nobody types."
     rng = random.Random(seed)
-    names = [b"/set", b"/temperature", b"/top_k", b"/seed", b"/system", b"/load", b"/save", b"/undo", b"/retry", b"/reset", b"/help", b"/settings", b"/", b"//", b"/\xff", b"/quit\0"]
-    values = [b"", b" ", b"nan", b"-1", b"1e999", b"9" * 400, b"none", b"top_p .5", b"/etc/passwd", b"/nowhere/x", b".", b"\0", "\u202e🙂".encode(), b"~nobody/x"]
-    kinds = [lambda: rng.choice(names) + b" " + rng.choice(values), lambda: rng.randbytes(rng.randint(0, 60)).replace(b"\n", b""), lambda: b"a " * rng.randint(0, 300),
-             lambda: bytes(rng.choices(range(32), k=20)).replace(b"\n", b""), lambda: b"x" * rng.choice([1, 1000, 100_000]), lambda: b"\xed\xa0\xbd" * 3, lambda: b"\x1b[2J\x1b]52;c;eA==\x07"]
+    names = [
+        b"/set",
+        b"/temperature",
+        b"/top_k",
+        b"/seed",
+        b"/system",
+        b"/load",
+        b"/save",
+        b"/undo",
+        b"/retry",
+        b"/reset",
+        b"/help",
+        b"/settings",
+        b"/",
+        b"//",
+        b"/\xff",
+        b"/quit\0",
+    ]
+    values = [
+        b"",
+        b" ",
+        b"nan",
+        b"-1",
+        b"1e999",
+        b"9" * 400,
+        b"none",
+        b"top_p .5",
+        b"/etc/passwd",
+        b"/nowhere/x",
+        b".",
+        b"\0",
+        "\u202e🙂".encode(),
+        b"~nobody/x",
+    ]
+    kinds = [
+        lambda: rng.choice(names) + b" " + rng.choice(values),
+        lambda: rng.randbytes(rng.randint(0, 60)).replace(b"\n", b""),
+        lambda: b"a " * rng.randint(0, 300),
+        lambda: bytes(rng.choices(range(32), k=20)).replace(b"\n", b""),
+        lambda: b"x" * rng.choice([1, 1000, 100_000]),
+        lambda: b"\xed\xa0\xbd" * 3,
+        lambda: b"\x1b[2J\x1b]52;c;eA==\x07",
+    ]
     return [rng.choice(kinds)() for _ in range(n)]
 
 
 def test_a_thousand_odd_lines(toy, tmp_path):
     lines = odd_lines(1000) + [b"/reset", b"a b", b"/stats"]
-    done = subprocess.run([BIN / "elite112m", "chat", "--model", toy(256), "--max-new-tokens", "2"], input=b"\n".join(lines), capture_output=True, env=ENV, cwd=tmp_path, timeout=300)
+    done = subprocess.run(
+        [BIN / "elite112m", "chat", "--model", toy(256), "--max-new-tokens", "2"],
+        input=b"\n".join(lines),
+        capture_output=True,
+        env=ENV,
+        cwd=tmp_path,
+        timeout=300,
+    )
     out, err = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 0 and "Traceback" not in err, err[-2000:]
     assert out.count("Assistant: ") > 300 and err.splitlines()[-1].split()[:2] == ["1", "2"], err[-300:]

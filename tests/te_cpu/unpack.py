@@ -1,4 +1,5 @@
 "Unpacks a wheel's Python files into this environment, leaving its shared libraries out."
+
 import sys
 import sysconfig
 import zipfile
