@@ -20,8 +20,8 @@ os.environ["IN_TEST"] = "1"  # no progress bars
 
 
 def prepare_in(folder, sources, **data):
-    from elite112m.data.prepare import prepare
     from elite112m.core.runs import run_stage
+    from elite112m.data.prepare import prepare
 
     settings = {"data.sources": sources, "data.curriculum": 0, "data.tokens": 10**10, "data.val_fraction": 0.01} | {
         f"data.{k}": v for k, v in data.items()
@@ -55,6 +55,7 @@ def rates(sources, repeats):
 
 def memory(source, gigabytes=1.0):
     import psutil
+
     from elite112m.data.documents import read_documents
 
     with tempfile.TemporaryDirectory() as folder:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from elite112m.training import trainer
+from elite112m.core.presets import preset
+from elite112m.core.runs import Job, Run, run_stage
 from elite112m.data.prepare import prepare
 from elite112m.model.transformer import CausalLM
-from elite112m.training.plan import Plan
-from elite112m.core.presets import preset
-from elite112m.training.pretrain import pretrain
-from elite112m.core.runs import Job, Run, run_stage
+from elite112m.training import trainer
 from elite112m.training.metrics import read_metrics
+from elite112m.training.plan import Plan
+from elite112m.training.pretrain import pretrain
 
 
 class Watch:

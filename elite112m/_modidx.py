@@ -394,6 +394,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'elite112m/core/provenance.py'),
                                            'elite112m.core.provenance.parse_source': ( '01_core/provenance.html#parse_source',
                                                                                        'elite112m/core/provenance.py'),
+                                           'elite112m.core.provenance.usable_cores': ( '01_core/provenance.html#usable_cores',
+                                                                                       'elite112m/core/provenance.py'),
                                            'elite112m.core.provenance.versions': ( '01_core/provenance.html#versions',
                                                                                    'elite112m/core/provenance.py'),
                                            'elite112m.core.provenance.walk': ( '01_core/provenance.html#walk',

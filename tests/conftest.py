@@ -45,8 +45,7 @@ def bare(run, stage, preset, overrides, force=False, device="auto", extend=False
 
 def here(*args, cwd="."):
     "The same as `sh` within this process, stages without their notebooks: seconds less, for what is not about processes or notebooks."
-    from elite112m.workbook import cli
-    from elite112m.workbook import workbook
+    from elite112m.workbook import cli, workbook
 
     assert args[0] == "elite112m"
     out, err, ended = io.StringIO(), io.StringIO(), None
@@ -84,10 +83,11 @@ def tiny():
 def toy(tmp_path_factory):
     "A function of a context length: the folder of an untrained model so small that it answers at once."
     import torch
-    from elite112m.model.pretrained import save_model
+
     from elite112m.core.config import ModelConfig
-    from elite112m.model.transformer import CausalLM
     from elite112m.data.tokenizer import train_tokenizer
+    from elite112m.model.pretrained import save_model
+    from elite112m.model.transformer import CausalLM
 
     def made(context):
         folder = tmp_path_factory.mktemp("toys") / f"toy{context}"

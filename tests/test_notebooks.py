@@ -5,7 +5,6 @@ import os
 import sys
 
 import pytest
-
 from conftest import ROOT
 
 # Each has a process of its own, forked from one that has the slow imports behind it and has done nothing else.

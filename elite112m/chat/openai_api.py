@@ -155,7 +155,10 @@ def _settings(r, defaults: dict, context: int) -> dict:
     return (
         defaults
         | given
-        | {"max_new_tokens": most or min(defaults.get("max_new_tokens", ANSWER_SETTINGS["max_new_tokens"].default), context)}
+        | {
+            "max_new_tokens": most
+            or min(defaults.get("max_new_tokens", ANSWER_SETTINGS["max_new_tokens"].default), context)
+        }
     )
 
 

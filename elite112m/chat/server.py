@@ -26,9 +26,9 @@ from tornado import httpserver, iostream, netutil, web
 from .chat_model import ChatModel
 from .conversation import ANSWER_SETTINGS, read_settings
 from elite112m.chat.openai_api import (
+    APIError,
     ChatRequest,
     CompletionRequest,
-    APIError,
     ResponseBuilder,
     prepare_chat,
     prepare_completion,

@@ -161,7 +161,9 @@ class TalkWidget:
             tooltip="Colour each token by its probability; point at one for the alternatives",
         )
         first = chats[0]
-        self.knobs = {n: _knob(s, first.settings[n], min(c.of.context for c in chats)) for n, s in ANSWER_SETTINGS.items()}
+        self.knobs = {
+            n: _knob(s, first.settings[n], min(c.of.context for c in chats)) for n, s in ANSWER_SETTINGS.items()
+        }
         settings = w.Accordion([w.VBox(list(self.knobs.values()))], titles=("Settings",))
         self.box = w.VBox(
             [

@@ -246,7 +246,9 @@ def check_preset(p):
     )
     require(p.data.sources, "data.sources is empty; give --data a file or a folder")
     require(p.sft.sources, 'sft.sources is empty; "curriculum" is always there')
-    require(p.pretrain.packing in PACKINGS, f"pretrain.packing={p.pretrain.packing} is not one of {', '.join(PACKINGS)}")
+    require(
+        p.pretrain.packing in PACKINGS, f"pretrain.packing={p.pretrain.packing} is not one of {', '.join(PACKINGS)}"
+    )
     for k, known in (("optimizer", OPTIMIZERS), ("decay_shape", DECAY_SHAPES), ("recipe", RECIPES)):
         for s in ("pretrain", "sft"):
             require(
@@ -254,7 +256,9 @@ def check_preset(p):
                 f"{s}.{k}={get(f'{s}.{k}')} is not one of {', '.join(known)}{did_you_mean(get(f'{s}.{k}'), known)}",
             )
     for k, known in (("precision", PRECISIONS), ("fp8_backend", FP8_BACKENDS), ("fp8_recipe", FP8_RECIPES)):
-        require(getattr(p.pretrain, k) in known, f"pretrain.{k}={getattr(p.pretrain, k)} is not one of {', '.join(known)}")
+        require(
+            getattr(p.pretrain, k) in known, f"pretrain.{k}={getattr(p.pretrain, k)} is not one of {', '.join(known)}"
+        )
     if p.pretrain.precision == "fp8":
         check_fp8(p.model)
     twice = (

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'LITTER', 'Source', 'parse_source', 'absolute', 'walk', 'fingerprint', 'model_fingerprint', 'versions',
-           'machine']
+           'usable_cores', 'machine']
 
 # %% ../../nbs/01_core/13_provenance.ipynb #478ba8af
 import hashlib
@@ -156,11 +156,15 @@ def versions() -> dict:
     return {"python": platform.python_version(), **found}
 
 
+def usable_cores() -> int:
+    "The number of processor cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def machine() -> str:
     "This machine in a line: processor, cores, memory, system."
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as f:
             cpu = next((s.split(":")[1].strip() for s in f if s.startswith("model name")), cpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cpu}, {cores} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}"
+    return f"{cpu}, {usable_cores()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}"

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .config import SECTIONS, InputError, Preset, require
-from .files import read_json, echo, write_json
+from .files import echo, read_json, write_json
 from .locate import weights_at
 from .presets import TINY, from_dict, override, preset, to_dict
 from .provenance import fingerprint, machine, model_fingerprint, versions

@@ -123,7 +123,9 @@ def worked(
 ) -> list[str]:  # lines; the last one states the result and has no full stop
     "A calculation in small steps. Raises `InputError` where the result is negative or not whole."
     require(op in "+-*/" and len(op) == 1, f"arithmetic: there is no operation {op!r}; use +, -, * or /")
-    require(min(a, b) >= 0 and _result(a, op, b) is not None, f"arithmetic: {a} {op} {b} is not a whole number from 0 up")
+    require(
+        min(a, b) >= 0 and _result(a, op, b) is not None, f"arithmetic: {a} {op} {b} is not a whole number from 0 up"
+    )
     if _easy(a, op, b):
         return [_note(a, op, b)]
     if op in "+-":

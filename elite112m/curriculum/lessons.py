@@ -328,7 +328,9 @@ def _pick(split, r, weights, splits=SPLITS):
     "Endless categories, drawn by weight."
     weights = CATEGORY_WEIGHTS if weights is None else weights
     _known(split, weights, splits)
-    require(min(weights.values(), default=0) >= 0 < sum(weights.values()), "curriculum: give weights, one of them above 0")
+    require(
+        min(weights.values(), default=0) >= 0 < sum(weights.values()), "curriculum: give weights, one of them above 0"
+    )
     while True:
         yield r.choices(*zip(*weights.items()))[0]
 

@@ -23,7 +23,9 @@ from ..data.messages import conversation
 
 # %% ../../nbs/03_curriculum/12_mixture.ipynb #c622813b
 MIXTURE = {"curriculum": 2, "arithmetic": 3, "instructions": 3}
-_ROOMS = dict(zip(MIXTURE, (curriculum.lesson_examples, arithmetic.arithmetic_examples, instructions.instruction_examples)))
+_ROOMS = dict(
+    zip(MIXTURE, (curriculum.lesson_examples, arithmetic.arithmetic_examples, instructions.instruction_examples))
+)
 
 
 def mixture(
@@ -97,7 +99,10 @@ def write_gsm8k(
     import pyarrow.parquet as pq
 
     rows = [
-        as_gsm8k(i) for i in _different(arithmetic.arithmetic_examples("train", seed, weights), n, lambda i: as_gsm8k(i)["question"])
+        as_gsm8k(i)
+        for i in _different(
+            arithmetic.arithmetic_examples("train", seed, weights), n, lambda i: as_gsm8k(i)["question"]
+        )
     ]
     with atomic(path := _target(path)) as tmp:
         pq.write_table(pa.Table.from_pylist(rows), tmp)
@@ -123,7 +128,9 @@ def curriculum_stream(
 ):
     "The curriculum without end: for every five conversations (lists of messages) a document and a drill (strings)."
     texts, talks = curriculum.lesson_documents(split, seed), curriculum.lesson_examples(split, seed)
-    words = sorted({w for t in islice(curriculum.lesson_documents(split, seed), 400) for w in re.findall("[a-z]{2,}", t)})
+    words = sorted(
+        {w for t in islice(curriculum.lesson_documents(split, seed), 400) for w in re.findall("[a-z]{2,}", t)}
+    )
     rows = drills(words, f"{seed} {split}")
     while True:
         yield from (next(texts), next(rows))

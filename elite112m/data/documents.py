@@ -64,7 +64,10 @@ def _lines(path):
                     f"{path} is not text (it holds zero bytes); give parquet, jsonl, txt, or source files"
                 )
             for n, line in enumerate(iter(lambda: f.readline(MAX_FILE_BYTES + 1), b""), 1):
-                require(len(line) <= MAX_FILE_BYTES, f"line {n} of {path} is longer than {MAX_FILE_BYTES >> 20} MiB; cut it up")
+                require(
+                    len(line) <= MAX_FILE_BYTES,
+                    f"line {n} of {path} is longer than {MAX_FILE_BYTES >> 20} MiB; cut it up",
+                )
                 yield line.removeprefix(BOM) if n == 1 else line
     except (pa.ArrowException, OSError) as e:
         raise damaged(path, e) from None

@@ -25,6 +25,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core.config import InputError
+from ..core.provenance import usable_cores
 from .messages import prompt_text, render
 from .tokenizer import Tokenizer, load_tokenizer
 
@@ -104,11 +105,7 @@ class TokenizerPool:
     "`submit(docs)` tokenises them in one of `n` processes (0: one a core), or at once if `n` is 1, with the tokenizer in `folder`."
 
     def __init__(self, folder, n: int = 0):
-        self.folder, self.tok, self.n = (
-            str(folder),
-            None,
-            n or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())),
-        )
+        self.folder, self.tok, self.n = (str(folder), None, n or usable_cores())
         self.pool = ProcessPoolExecutor(self.n, multiprocessing.get_context("spawn"), _begin) if self.n > 1 else None
         if self.pool:
             self.pool.submit(int)  # they start now, while others prepare the work

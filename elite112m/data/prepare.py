@@ -11,12 +11,12 @@ import sqlite3
 from dataclasses import replace
 
 from ..core.config import InputError, require
-from ..core.files import CANNOT_WRITE, progress, echo, write_json
+from ..core.files import CANNOT_WRITE, echo, progress, write_json
 from ..core.locate import find_model
 from ..core.provenance import parse_source
-from .documents import Reader, check_sources, read_documents, generator, in_proportion, pinned, reader
-from .flow import TokenizerPool, TokenizedSource, PrepareState, MixtureWriter
-from .shards import MANIFEST_FORMAT, SplitWriter, with_checksum, verify_data
+from .documents import Reader, check_sources, generator, in_proportion, pinned, read_documents, reader
+from .flow import MixtureWriter, PrepareState, TokenizedSource, TokenizerPool
+from .shards import MANIFEST_FORMAT, SplitWriter, verify_data, with_checksum
 from .tokenizer import Tokenizer, load_tokenizer, spells_everything, train_tokenizer
 
 # %% ../../nbs/02_data/04_prepare.ipynb #9898f6eb

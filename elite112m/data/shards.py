@@ -108,7 +108,8 @@ def finish(self: SplitWriter) -> dict:
         "documents": self.documents,
         "shards": self.shards,
         "files": {
-            name: {"bytes": (self.folder / name).stat().st_size, "sha256": sha256_of(self.folder / name)} for name in names
+            name: {"bytes": (self.folder / name).stat().st_size, "sha256": sha256_of(self.folder / name)}
+            for name in names
         },
     }
 

@@ -18,7 +18,7 @@ import torch
 
 from ..chat.chat_model import ChatModel
 from ..core.config import InputError, require
-from ..core.files import progress, echo, text_table
+from ..core.files import echo, progress, text_table
 from ..core.locate import find_model
 from ..data.documents import read_documents
 from ..data.explore import short_name

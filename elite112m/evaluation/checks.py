@@ -21,7 +21,17 @@ from fractions import Fraction
 from functools import cache, lru_cache
 
 from ..core.config import InputError, require
-from .claims import BARE, DENY, DIGITS, claims_only, fold, numbers_in, phrase, is_enumeration, value_of
+from elite112m.evaluation.claims import (
+    BARE,
+    DENY,
+    DIGITS,
+    claims_only,
+    fold,
+    is_enumeration,
+    numbers_in,
+    phrase,
+    value_of,
+)
 from .sandbox import run_python
 
 # %% ../../nbs/08_evaluation/12_checks.ipynb #5979f33a
@@ -62,7 +72,9 @@ def check(
     "Whether `reply` satisfies `spec`. Raises `InputError` for an unknown kind or a malformed specification."
     fields = dict(spec) if isinstance(spec, dict) else {}
     kind = fields.pop("kind", None)
-    require(isinstance(kind, str) and kind in CHECKERS, f"check: unknown kind {kind!r}; use one of {', '.join(CHECKERS)}")
+    require(
+        isinstance(kind, str) and kind in CHECKERS, f"check: unknown kind {kind!r}; use one of {', '.join(CHECKERS)}"
+    )
     f, shapes, signature = CHECKERS[kind]
     try:
         signature.bind(reply, prompt, **fields)

@@ -67,7 +67,9 @@ def suite_task(model, folder, options) -> dict:
     items, n = suite(options.items), options.samples
     rows = [row for s in range(n) for row in _answers(model, items, options, s)]
     share = lambda verdicts: [sum(verdicts[k :: len(items)]) / n if n > 1 else verdicts[k] for k in range(len(items))]
-    scored = score_suite(items, share([r["correct"] for r in rows]), share([well_formed_math(r["reply"]) for r in rows]), n)
+    scored = score_suite(
+        items, share([r["correct"] for r in rows]), share([well_formed_math(r["reply"]) for r in rows]), n
+    )
     right = sum(r["correct"] for r in rows) / len(rows)
     results = scored | {
         "constant": best_constant(items),

@@ -57,7 +57,9 @@ def lm_eval(
 ) -> dict:
     "Run tasks of lm-eval on the model. Raises `InputError` without the extra, and for unknown tasks."
     o = options("lm-eval", given, tasks=None, shots=None, limit=0, chat=False, batch_size=8, seed=0)
-    require(importlib.util.find_spec("lm_eval"), "lm-eval is not installed; get it with: pip install 'elite112m[lm-eval]'")
+    require(
+        importlib.util.find_spec("lm_eval"), "lm-eval is not installed; get it with: pip install 'elite112m[lm-eval]'"
+    )
     require(o["shots"] is None or type(o["shots"]) is int, f"lm-eval: shots={o['shots']!r} is not a number")
     require(o["tasks"], "lm-eval: say which tasks: names that it knows, or YAML files")
     names, folders, own = _named(o["tasks"])

@@ -21,6 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..core.config import require
+from ..core.provenance import usable_cores
 
 # %% ../../nbs/08_evaluation/13_sandbox.ipynb #5a0b0001
 def _landlock(folder, readable):
@@ -313,7 +314,9 @@ def run_python(
 ) -> Result:
     "Run `code` locked up in a process of its own; whatever it does, this returns. Linux and macOS."
     require(isinstance(code, str) and isinstance(stdin, str), "run_python: code and stdin must be strings")
-    require(isinstance(timeout, (int, float)) and 0 < timeout < 3600, f"run_python: timeout {timeout!r} isn't 0 to 3600 s")
+    require(
+        isinstance(timeout, (int, float)) and 0 < timeout < 3600, f"run_python: timeout {timeout!r} isn't 0 to 3600 s"
+    )
     with TemporaryDirectory(prefix="elite112m-room-", ignore_cleanup_errors=True) as place:
         place = Path(os.path.realpath(place))
         (place / "room").mkdir()
@@ -349,7 +352,7 @@ def run_all(
     workers: int = None,  # programs at a time; as many as there are cores
 ) -> list[Result]:
     "`run_python` of each program, in their order."
-    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    pool = ThreadPoolExecutor(workers or usable_cores())
     try:
         return list(pool.map(partial(run_python, timeout=timeout), programs))
     finally:

@@ -41,7 +41,9 @@ class Recipe:
 
     def __post_init__(self):
         require(self.name in ("delayed", "current"), f"unknown FP8 recipe {self.name!r}; there are delayed, current")
-        require(self.algo in ("max", "most_recent"), f"unknown amax algorithm {self.algo!r}; there are max, most_recent")
+        require(
+            self.algo in ("max", "most_recent"), f"unknown amax algorithm {self.algo!r}; there are max, most_recent"
+        )
         require(self.history >= 1, f"an FP8 history of {self.history} rows; it needs at least 1")
 
 # %% ../../nbs/05_fp8/01_scaling.ipynb #0bf7e736

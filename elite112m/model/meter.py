@@ -153,7 +153,9 @@ def _head(m):
 
 def _attention(m, context):
     d, d_kv = m.d_model, m.n_kv_heads * m.head_dim
-    return StepPart("attention", 7 * m.n_layers * d * context, m.n_layers * 3 * 2 * (2 * d + 2 * d_kv), kind="attention")
+    return StepPart(
+        "attention", 7 * m.n_layers * d * context, m.n_layers * 3 * 2 * (2 * d + 2 * d_kv), kind="attention"
+    )
 
 # %% ../../nbs/04_model/13_meter.ipynb #054d1309
 def _between(m, precision):

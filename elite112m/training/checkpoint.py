@@ -64,7 +64,10 @@ def write_checkpoint(
         for name in tensors.keys() - {"model"}:
             save_file(tensors[name], tmp / f"{name}.safetensors")
         files = {f.name: xxh3_of(f) for f in sorted(tmp.iterdir())}
-        write_json(tmp / "state.json", with_checksum({"format": CHECKPOINT_FORMAT, "files": files, "versions": versions()} | state))
+        write_json(
+            tmp / "state.json",
+            with_checksum({"format": CHECKPOINT_FORMAT, "files": files, "versions": versions()} | state),
+        )
 
 # %% ../../nbs/06_training/12_checkpoint.ipynb #9650d017
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core.config import check_fp8, require
-from ..core.files import progress, echo
+from ..core.files import echo, progress
 from ..core.locate import find_model
 from ..data.batches import Batches, prefetch
 from ..data.tokenizer import load_tokenizer

@@ -23,7 +23,7 @@ import psutil
 
 import elite112m
 from ..core.config import InputError, did_you_mean, require
-from ..core.files import read_json, echo, write_json
+from ..core.files import echo, read_json, write_json
 from ..core.runs import STAGES, Run
 from .metrics import read_metrics
 

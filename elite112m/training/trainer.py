@@ -21,7 +21,7 @@ from ..fp8.linear import OFF
 from ..fp8.precision import pick_precision
 from ..fp8.transformer_engine import make_fp8
 from ..model.meter import give_memory_back
-from .checkpoint import Saver, latest, load_checkpoint, load_fp8, snapshot, steps_in, remove_partial
+from .checkpoint import Saver, latest, load_checkpoint, load_fp8, remove_partial, snapshot, steps_in
 from .guards import Diverged, SpikeDetector, batch_of, block_bad_step, diagnose, skip
 from .metrics import Gauges, LivePlot, Metrics
 from .optimizer import make_optimizers, set_lr

@@ -277,7 +277,9 @@ def windows(tok, texts, length: int, n: int) -> torch.Tensor:  # (n or fewer, le
         ids += ids_of + [tok.eot]
         if len(ids) >= n * length:
             break
-    require(len(ids) >= length, f"the text has {len(ids)} tokens, fewer than a window of {length}: give more with --data")
+    require(
+        len(ids) >= length, f"the text has {len(ids)} tokens, fewer than a window of {length}: give more with --data"
+    )
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)[:n]
 
 

@@ -259,7 +259,9 @@ def _judge(
     tasks, own = [t for t in tasks.split(",") if t], _own(more)
     if unsafe:
         own.setdefault("humaneval", {})["unsafe_no_network_isolation"] = True
-    size = (QUICK_ITEMS if quick else {}) | {k: v for k, v in (("items", items), ("max_new_tokens", max_new_tokens)) if v}
+    size = (QUICK_ITEMS if quick else {}) | {
+        k: v for k, v in (("items", items), ("max_new_tokens", max_new_tokens)) if v
+    }
     options = Options(batch_size=batch_size, temperature=temperature, samples=samples, seed=seed, more=own, **size)
     results = evaluate_model(model, out, tasks, options, device, force, format=format)
     click.echo(evaluation_summary(results))

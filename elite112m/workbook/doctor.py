@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.locate import SMOLLM2, SMOLLM2_WHEEL, wheel_gguf
+from ..core.provenance import usable_cores
 from ..data.tokenizer import hub_reachable
 from ..fp8.linear import matmul8
 from ..fp8.precision import pick_device, pick_precision
@@ -181,11 +182,10 @@ def smollm2(reachable: bool) -> str:
 # %% ../../nbs/10_workbook/14_doctor.ipynb #30f71c82
 def _machine() -> dict:
     disk, memory = shutil.disk_usage("."), psutil.virtual_memory()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "disk here": f"{disk.free / 1e9:.1f} GB free of {disk.total / 1e9:.1f}",
         "memory": f"{memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}",
-        "cores": f"{cores} usable of {os.cpu_count()}, torch uses {torch.get_num_threads()} threads",
+        "cores": f"{usable_cores()} usable of {os.cpu_count()}, torch uses {torch.get_num_threads()} threads",
     }
 
 

@@ -31,6 +31,7 @@ import click
 from ..core.config import InputError, require
 from ..core.files import atomic, progress, read_json, write_json
 from ..core.presets import preset
+from ..core.provenance import usable_cores
 from ..core.runs import Run, settings_of
 from ..training.metrics import read_metrics
 
@@ -331,7 +332,7 @@ def _kill(child):
 # %% ../../nbs/10_workbook/13_sweep.ipynb #5b4db4ac
 def threads_each(jobs: int) -> int:
     "Threads for each of `jobs` processes that share this machine."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     return max(1, cores // jobs)
 
 # %% ../../nbs/10_workbook/13_sweep.ipynb #db25e3eb

@@ -18,11 +18,11 @@ from transformer_engine.common import recipe as te_recipes
 from transformer_engine.pytorch.quantization import check_recipe_support
 
 from elite112m.core.config import InputError, ModelConfig
-from elite112m.fp8.precision import FORWARD
-from elite112m.model.transformer import CausalLM
 from elite112m.fp8.linear import Native
+from elite112m.fp8.precision import FORWARD
 from elite112m.fp8.scaling import Recipe, Slots
 from elite112m.fp8.transformer_engine import TE, recipes_for, te_recipe
+from elite112m.model.transformer import CausalLM
 
 SMALL = ModelConfig(64, 2, 32, 2, 1, 64, 32)
 CAPABILITIES = [(8, 9), (9, 0), (10, 0), (12, 0)]

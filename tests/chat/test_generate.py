@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from conftest import sh
 
 QUESTIONS = [
@@ -25,8 +24,8 @@ def ask(text):
 
 def test_greedy_tokens_are_those_of_transformers(smol):
     "40 tokens, three prompts of different lengths: in a batch, alone, and as transformers has them, padded on the left."
-    from elite112m.workbook.bench import theirs_of
     from elite112m.chat.generate import generate
+    from elite112m.workbook.bench import theirs_of
 
     prompts = [smol.prompt(ask(q)) for q in QUESTIONS]
     longest = max(map(len, prompts))
@@ -68,9 +67,9 @@ def test_stop_strings_cut_the_text_where_they_begin(smol):
 
 def test_eight_bits_answer_alike(smol):
     "Perplexity within 1 % of FP32's, and the same answer to a plain question."
-    from elite112m.workbook.bench import logits_and_loss, windows
     from elite112m.chat.chat_model import ChatModel
     from elite112m.data.prepare import sample
+    from elite112m.workbook.bench import logits_and_loss, windows
 
     small = ChatModel.open("smollm2-135m-instruct", "cpu", format="int8")
     assert small.replies([ask(QUESTIONS[0])], 24)[0].text == smol.replies([ask(QUESTIONS[0])], 24)[0].text
@@ -81,6 +80,7 @@ def test_eight_bits_answer_alike(smol):
 def test_a_gpt2_folder_chats(tmp_path):
     "A folder that only transformers can open, through the command line; one of its files damaged is one line."
     from transformers import GPT2Config, GPT2LMHeadModel
+
     from elite112m.data.tokenizer import train_tokenizer
 
     train_tokenizer(["a b c d e"] * 4, 300).save(tmp_path)

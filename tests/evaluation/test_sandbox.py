@@ -14,12 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from elite112m.evaluation import sandbox
-from elite112m.core.config import InputError
-from elite112m.evaluation.sandbox import locks, run_python
-
 from conftest import ENV, ROOT
+
+from elite112m.core.config import InputError
+from elite112m.evaluation import sandbox
+from elite112m.evaluation.sandbox import locks, run_python
 
 HELP = """
 import ctypes, os, signal, sys, time

@@ -10,7 +10,6 @@ import sys
 import time
 
 import pytest
-
 from conftest import BIN, ENV, here
 
 # ELITE112M_KILLS=20 ELITE112M_KILL_PRESET=nano: the whole nano, twenty times killed (about ten minutes)

@@ -4,7 +4,6 @@ import json
 import urllib.request
 
 import torch
-
 from conftest import here, sh
 
 
@@ -15,10 +14,11 @@ def test_smollm2_continues_as_llama_cpp_does():
     " answer" by 0.36 nats there, " answer" leads by 0.22 here.
     With the file rewritten in F32 (540 MB, tried once) it says the same as we do for 24 tokens of three prompts; 04_model/00_transformer compares transformers."""
     import xllamacpp
+
     from elite112m.chat.generate import generate
-    from elite112m.model.transformer import CausalLM
     from elite112m.core.locate import fetch_smollm2
     from elite112m.data.tokenizer import load_tokenizer
+    from elite112m.model.pretrained import load_model
 
     path = fetch_smollm2()
     params = xllamacpp.CommonParams()
@@ -32,7 +32,7 @@ def test_smollm2_continues_as_llama_cpp_does():
         )
         return json.load(urllib.request.urlopen(request, timeout=200))["content"]
 
-    model, tok = CausalLM.from_pretrained("smollm2-135m-instruct"), load_tokenizer(path)
+    model, tok = load_model("smollm2-135m-instruct"), load_tokenizer(path)
     prompt = "The capital of France is"
     ours = tok.decode(generate(model, [tok.encode(prompt)], 5)[0])
     assert ours == theirs(prompt, 5) == " Paris.\n\nThe"
@@ -57,7 +57,8 @@ def test_chat_by_name():
 def test_import_original_then_transformers(tmp_path):
     "A checkpoint in the original's layout becomes a folder that transformers opens, with our logits."
     from transformers import AutoModelForCausalLM
-    from elite112m.model.transformer import CausalLM
+
+    from elite112m.model.pretrained import load_model
 
     d, kv, ff, vocab = 128, 64, 96, 300
     shapes = {
@@ -78,10 +79,7 @@ def test_import_original_then_transformers(tmp_path):
     assert done.returncode == 0 and "2 layers" in done.stdout, done.stderr
     ids = torch.randint(0, vocab, (1, 30))
     with torch.no_grad():
-        a, b = (
-            CausalLM.from_pretrained(tmp_path / "m")(ids),
-            AutoModelForCausalLM.from_pretrained(tmp_path / "m")(ids).logits,
-        )
+        a, b = (load_model(tmp_path / "m")(ids), AutoModelForCausalLM.from_pretrained(tmp_path / "m")(ids).logits)
     assert (a - b).abs().max() < 1e-4
     torch.save({"model": {**state, "transformer.h.0.attn.q_proj.bias": torch.ones(d)}}, tmp_path / "b.pt")
     done = here("elite112m", "import-original", tmp_path / "b.pt", "--out", tmp_path / "n")

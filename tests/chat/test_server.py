@@ -11,7 +11,6 @@ import httpx
 import openai
 import psutil
 import pytest
-
 from conftest import BIN, ENV
 
 ASK = {"messages": [{"role": "user", "content": "a b"}], "max_tokens": 3}

@@ -7,11 +7,11 @@ from itertools import islice
 from zlib import crc32
 
 import pytest
-
 from conftest import here, sh
+
 from elite112m.curriculum import lessons as curriculum
-from elite112m.evaluation.checks import check
 from elite112m.curriculum.lessons import CATEGORIES
+from elite112m.evaluation.checks import check
 from elite112m.evaluation.suite import FORM_ONLY, suite
 
 ITEMS = suite(30)
@@ -148,10 +148,11 @@ def test_forms_alone_are_labelled():
 
 
 def test_cloze_items_are_not_in_the_curriculum():
+    import numpy as np
+
+    from elite112m.data.tokenizer import train_tokenizer
     from elite112m.evaluation.base_model import cloze_items
     from elite112m.evaluation.contamination import Search
-    from elite112m.data.tokenizer import train_tokenizer
-    import numpy as np
 
     texts = [
         *islice(curriculum.lesson_documents("train", 0), 5_000),
@@ -172,11 +173,11 @@ def test_cloze_items_are_not_in_the_curriculum():
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     "A small random model as a folder, and beside it as a training that was stopped."
-    from elite112m.model.pretrained import save_model
-    from elite112m.training.checkpoint import write_checkpoint
     from elite112m.core.config import ModelConfig
-    from elite112m.model.transformer import CausalLM
     from elite112m.data.tokenizer import train_tokenizer
+    from elite112m.model.pretrained import save_model
+    from elite112m.model.transformer import CausalLM
+    from elite112m.training.checkpoint import write_checkpoint
 
     room = tmp_path_factory.mktemp("models")
     tok, net = (

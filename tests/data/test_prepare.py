@@ -11,7 +11,6 @@ import time
 
 import psutil
 import pytest
-
 from conftest import BIN, ENV, here, sh
 
 SMALL = ["--set", "model.vocab_size=600", "--set", "tokenizer.sample_mb=0.3"]
@@ -33,6 +32,7 @@ def smollm2():
 def varied_strings(n):
     "Strings of many kinds: prose, code, numbers, spaces, scripts, control characters, mixtures."
     from itertools import islice
+
     from elite112m.data.documents import stdlib_documents
 
     r = random.Random(4)
@@ -65,6 +65,7 @@ def varied_strings(n):
 def test_ids_are_llama_cpps(smollm2):
     "The same ids as llama.cpp, on two and a half thousand strings."
     import urllib.request
+
     import xllamacpp
 
     tok, path = smollm2

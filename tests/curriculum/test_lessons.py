@@ -8,12 +8,11 @@ from itertools import islice
 import pyarrow.parquet as pq
 import pytest
 
-from elite112m.curriculum import arithmetic
+from elite112m.curriculum import arithmetic, instructions
 from elite112m.curriculum import lessons as curriculum
-from elite112m.curriculum import instructions
-from elite112m.evaluation.checks import check, well_formed_math
 from elite112m.curriculum.lessons import CATEGORIES, SPLITS, _commute, split_of
 from elite112m.curriculum.mixture import mixture, write_alpaca, write_gsm8k
+from elite112m.evaluation.checks import check, well_formed_math
 from elite112m.evaluation.suite import suite
 
 ROWS = 60_000
@@ -80,9 +79,9 @@ def test_every_step_is_true(exported):
 
 def test_every_reply_passes_its_check():
     "Of the two new rooms; the curriculum's are tested where they are judged."
-    for room in (arithmetic, instructions):
+    for examples in (arithmetic.arithmetic_examples, instructions.instruction_examples):
         for split in SPLITS:
-            wrong = [i for i in islice(room.examples(split, 5), 1_500) if not check(i.reply, i.check, i.prompt)]
+            wrong = [i for i in islice(examples(split, 5), 1_500) if not check(i.reply, i.check, i.prompt)]
             assert wrong == [], wrong[:3]
 
 

@@ -13,7 +13,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psutil
 import pytest
-
 from conftest import ENV, ROOT, here
 
 # What a loop does: rows from `first` to `last` by tens. At step `dies` it waits until the file `go` is there, and is killed.
@@ -124,9 +123,9 @@ def env(service=None, **more):
 
 def stage(tmp_path, name="mine"):
     "A run folder whose pretraining has begun, with something private in its settings."
+    from elite112m.core.files import write_json
     from elite112m.core.presets import preset
     from elite112m.core.runs import Run, save_preset
-    from elite112m.core.files import write_json
 
     run = Run(tmp_path / name)
     folder = run.folder("pretrain")
@@ -167,7 +166,7 @@ def followers(folder):
     for p in psutil.process_iter():
         try:
             line = p.cmdline()
-            if "from elite112m.training.tracking import upload_main; main()" in line and str(folder) in line:
+            if "from elite112m.training.tracking import upload_main; upload_main()" in line and str(folder) in line:
                 found += [p, *p.children(recursive=True)]
             elif (
                 line[:1]

@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-
 from conftest import ENV, here
 
 CHATML = (
@@ -30,10 +29,10 @@ def rows_to(path, rows):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     "A tiny pretrained run of ours."
-    from elite112m.data.prepare import prepare
     from elite112m.core.presets import TINY
-    from elite112m.training.pretrain import pretrain
     from elite112m.core.runs import run_stage
+    from elite112m.data.prepare import prepare
+    from elite112m.training.pretrain import pretrain
 
     run = tmp_path_factory.mktemp("base") / "run"
     for do in (prepare, pretrain):
@@ -85,9 +84,9 @@ def small(**more):
 @pytest.fixture(scope="module")
 def tuned(foreign, chats, tmp_path_factory):
     "A run that begins with somebody else's model, evaluated and exported, and what its fine-tuning said."
+    from elite112m.core.runs import run_stage
     from elite112m.evaluation.evaluate import evaluate
     from elite112m.sharing.export import export
-    from elite112m.core.runs import run_stage
 
     run = tmp_path_factory.mktemp("tuned") / "mine"
     done = here(
@@ -136,8 +135,8 @@ def test_what_is_asked_is_what_was_trained(tuned):
     "The prompt of chat and evaluation is, id for id, the beginning of the training example, and what is trained ends where the answer stops; in the exported folder too."
     from transformers import AutoTokenizer
 
-    from elite112m.data.messages import render
     from elite112m.chat.chat_model import ChatModel
+    from elite112m.data.messages import render
 
     run = tuned[0]
     talk = [
@@ -186,8 +185,8 @@ def test_another_model_at_the_same_place_is_noticed(tuned, foreign, base, tmp_pa
 
 def tune(run, **settings):
     from elite112m.core.presets import TINY
-    from elite112m.training.sft import sft
     from elite112m.core.runs import run_stage
+    from elite112m.training.sft import sft
 
     return run_stage(
         sft,
@@ -324,8 +323,8 @@ def test_pretraining_goes_on_from_a_model_with_its_vocabulary(foreign, base, tmp
 
 def test_data_of_another_vocabulary_are_refused(base, tmp_path):
     from elite112m.core.config import InputError
-    from elite112m.training.pretrain import begin_with
     from elite112m.data.tokenizer import train_tokenizer
+    from elite112m.training.pretrain import begin_with
 
     with pytest.raises(InputError, match="another vocabulary"):
         begin_with(base, train_tokenizer(["a b c"] * 9, 300))
@@ -396,8 +395,8 @@ def test_sft_is_extended_by_steps(tuned, tmp_path, capsys):
     run = shutil.copytree(tuned[0], tmp_path / "run")
     code, said = cli("sft", "--run", run, "--steps", "9")
     assert code == 2 and "--extend" in said and said.count("\n") == 1, said
-    from elite112m.training.sft import sft
     from elite112m.core.runs import Run, run_stage
+    from elite112m.training.sft import sft
 
     run_stage(sft, run, settings={"sft.steps": 9}, extend=True)
     assert "plan: 3 steps" in capsys.readouterr().out and rows(run)[-1]["step"] == 9
@@ -510,8 +509,8 @@ def test_recipe_and_weights(base, tmp_path, capsys):
     first = [m[0]["content"] for m in chosen([f"{alpaca}:weight=2", str(gsm)], "train", 90, 1)]
     assert sum(t.startswith("Say") for t in first) == 60
     from elite112m.core.presets import TINY
-    from elite112m.training.sft import sft
     from elite112m.core.runs import run_stage
+    from elite112m.training.sft import sft
 
     run_stage(
         sft,

@@ -9,10 +9,11 @@ import pytest
 def toy():
     "A model of random weights that has seen nothing."
     import torch
+
     from elite112m.chat.chat_model import ChatModel
     from elite112m.core.config import ModelConfig
-    from elite112m.model.transformer import CausalLM
     from elite112m.data.tokenizer import train_tokenizer
+    from elite112m.model.transformer import CausalLM
 
     torch.manual_seed(1)
     tok = train_tokenizer(["Grass is green, the sky is blue, and snow is white; so they say."] * 20, 320)
@@ -64,6 +65,7 @@ metric_list: [{metric: acc}]
 def test_lm_eval_agrees_with_us(toy, tasks, tmp_path, monkeypatch):
     pytest.importorskip("lm_eval", reason="an extra")
     import torch
+
     from elite112m.evaluation.base_model import nats
     from elite112m.evaluation.lm_eval import lm_eval
 

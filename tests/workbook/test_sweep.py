@@ -7,7 +7,6 @@ import time
 
 import psutil
 import pytest
-
 from conftest import BIN, ENV, here, sh
 
 GRID = ("--grid", "pretrain.lr=3e-3,1e30", "--grid", "pretrain.recipe=ours,original", "--seeds", "2", "--jobs", "2")

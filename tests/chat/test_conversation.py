@@ -6,7 +6,6 @@ import stat
 import subprocess
 
 import pexpect
-
 from conftest import BIN, ENV
 
 
