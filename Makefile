@@ -6,15 +6,17 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup run test test-te lab clean
+.PHONY: help setup run check test test-te docs lab clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make run    the nano preset, from raw text to a model you can chat with, in runs/nano"
-	@echo "make test   every check"
+	@echo "make run      the nano preset, from raw text to a model you can chat with, in runs/nano"
+	@echo "make lab      JupyterLab on the notebooks; begin with index.ipynb"
+	@echo "make test     every check (about 12 minutes)"
+	@echo "make check    the quick ones, for people who edit: notebooks and package agree, links, quick tests (2 minutes)"
 	@echo "make test-te  the TransformerEngine backend against its real Python, kernels emulated, in .venv-te (no GPU needed)"
-	@echo "make lab    JupyterLab on the notebooks"
-	@echo "make setup  only install, into .venv"
+	@echo "make docs     the site: the notebooks as they are, searchable, in build/site"
+	@echo "make setup    only install, into .venv"
 
 setup: .venv/installed
 
@@ -28,8 +30,18 @@ setup: .venv/installed
 run: setup
 	$(BIN)/elite112m run nano --out runs/nano
 
+check: setup
+	$(BIN)/python -m pytest tests -n 2 -m "not processes and not notebooks"
+
 test: setup
 	$(BIN)/python -m pytest tests -n 2
+
+docs: .venv/docs
+	$(BIN)/python docs/build_site.py build/site
+
+.venv/docs: .venv/installed
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
 
 # TransformerEngine without its compiled parts: its wheel of shared libraries (276 MB) is unpacked without them.
 TE := 2.20.2
@@ -48,7 +60,7 @@ test-te: .venv-te/installed
 	@touch $@
 
 lab: setup
-	$(BIN)/jupyter lab --notebook-dir=nbs --ip=127.0.0.1
+	$(BIN)/jupyter lab --notebook-dir=nbs --ip=127.0.0.1 index.ipynb
 
 clean:
 	rm -rf .venv .venv-te build *.egg-info

@@ -100,6 +100,20 @@ def toy(tmp_path_factory):
     return made
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "processes: starts processes (a file named test_*_processes.py)")
+    config.addinivalue_line("markers", "notebooks: runs a whole notebook")
+
+
+def pytest_collection_modifyitems(items):
+    "What takes long is marked by the name of its file, so that `make check` can leave it out."
+    for item in items:
+        if item.path.stem.endswith("_processes"):
+            item.add_marker("processes")
+        if item.path.stem == "test_notebooks":
+            item.add_marker("notebooks")
+
+
 _counts = {"passed": 0, "failed": 0}
 
 

@@ -24,7 +24,7 @@ def work(nb, log):
     os._exit(not ok)  # whatever threads a notebook has left
 
 
-@pytest.mark.parametrize("nb", sorted(ROOT.glob("nbs/**/*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("nb", sorted(ROOT.glob("nbs/**/*.ipynb")), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_notebook(nb, tmp_path):
     p = FRESH.Process(target=work, args=(nb, tmp_path / "log"))
     p.start()
