@@ -24,7 +24,7 @@ setup: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "elite112m needs Python 3.11 or later; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(PIP) install --quiet -c constraints.txt torch --index-url $(TORCH_INDEX))
-	$(PIP) install --quiet -c constraints.txt -e '.[dev,track]'
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,docs,track]'
 	@touch $@
 
 run: setup
@@ -36,12 +36,8 @@ check: setup
 test: setup
 	$(BIN)/python -m pytest tests -n 2
 
-docs: .venv/docs
+docs: setup
 	$(BIN)/python docs/build_site.py build/site
-
-.venv/docs: .venv/installed
-	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
-	@touch $@
 
 # TransformerEngine without its compiled parts: its wheel of shared libraries (276 MB) is unpacked without them.
 TE := 2.20.2

@@ -17,6 +17,7 @@ import nbformat
 from fastcore.docments import docments
 from sphinx.cmd.build import build_main
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 ROOT = Path(__file__).resolve().parents[1]
 CONF = """
 import sys
@@ -31,7 +32,6 @@ html_theme, html_static_path, html_css_files, html_show_sphinx = "furo", ["_stat
 pygments_style, pygments_dark_style = "friendly", "monokai"
 html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"
-nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 
 
 def mathml(display):
@@ -47,6 +47,8 @@ def setup(app):
     )
 """
 CSS = """
+.content { width: 56em; max-width: 100%; }
+.highlight pre { font-size: .8rem; }
 math[display="block"] { margin: .8em 0; overflow-x: auto; }
 .cell_output img { max-width: 100%; height: auto; }
 table { display: block; overflow-x: auto; }
@@ -116,9 +118,11 @@ def page(path):
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     module = next(iter(re.findall(r"#\| default_exp (\S+)", "\n".join(c.source for c in nb.cells))), None)
     nb.cells = [c for c in nb.cells if shown(c)]
+    nb.metadata.pop("widgets", None)  # they need scripts from elsewhere, and a kernel
     for c in nb.cells:
         if c.cell_type == "code":
             c.source = without_directives(c.source)
+            c.outputs = [o for o in c.outputs if WIDGET not in o.get("data", {})]
     if module and (text := reference(module)):
         nb.cells.append(nbformat.v4.new_markdown_cell(text))
     if path.name == "index.ipynb" and path.parent.name != "nbs":
