@@ -44,7 +44,9 @@ def bare(run, stage, preset, overrides, force=False, device="auto", extend=False
 
 
 def here(*args, cwd="."):
-    "The same as `sh` within this process, stages without their notebooks: seconds less, for what is not about processes or notebooks."
+    """The same as `sh` within this process, stages without their notebooks.
+
+    It takes seconds less, and serves whatever is not about processes or notebooks."""
     from elite112m.workbook import cli, workbook
 
     assert args[0] == "elite112m"

@@ -1,4 +1,4 @@
-"The house is in order: notebooks and package agree, imports run one way, names are unique, code is readable, links resolve."
+"Notebooks and package agree, imports run one way, names are unique, code is readable, links resolve."
 
 import ast
 import configparser

@@ -1,4 +1,7 @@
-"""The `te` backend against the real Python of TransformerEngine 2.20.2, its kernels emulated. Run by `make test-te`, in a process of its own."""
+"""The `te` backend against the real Python of TransformerEngine 2.20.2, its kernels emulated.
+
+Run by `make test-te`, in a process of its own.
+"""
 
 import inspect
 import sys
