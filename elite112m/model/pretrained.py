@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'read_config', 'read_safetensors', 'without_head', 'read_folder', 'rotate_half_rows', 'read_gguf',
-           'open_weights', 'read_shape', 'write_model', 'save_model', 'load_model', 'read_best', 'ForeignCache',
-           'ForeignLM', 'open_model', 'ForeignTokenizer', 'open_tokenizer', 'reply_end', 'tokenizer_config',
+           'open_weights', 'read_shape', 'write_model', 'save_model', 'load_model', 'read_best', 'ThirdPartyCache',
+           'ThirdPartyLM', 'open_model', 'ThirdPartyTokenizer', 'open_tokenizer', 'reply_end', 'tokenizer_config',
            'generation_config', 'export_hf']
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #e9ddcdd0
@@ -275,7 +275,7 @@ def read_best(folder) -> tuple[int, float] | None:
     return (int(note["step"]), float(note["val_loss"])) if "val_loss" in note else None
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #e2940115
-class ForeignCache:
+class ThirdPartyCache:
     "transformers' cache, and which of its tokens (B, tokens so far) are no padding."
 
     def __init__(self, past, mask):
@@ -288,7 +288,7 @@ class ForeignCache:
         self.mask = self.mask[rows]
 
 
-class ForeignLM(nn.Module):
+class ThirdPartyLM(nn.Module):
     "A causal language model of transformers with the face of `CausalLM`. Raises `InputError` for one without attention's cache."
 
     def __init__(self, model, where=""):  # where it is from, for messages
@@ -323,7 +323,7 @@ class ForeignLM(nn.Module):
             rows(lambda p: [0] * (longest - len(p)) + list(p)),
             rows(lambda p: [0] * (longest - len(p)) + [1] * len(p)),
         )
-        cache = ForeignCache(DynamicCache(config=self.model.config), mask)
+        cache = ThirdPartyCache(DynamicCache(config=self.model.config), mask)
         return self._read(ids, cache), cache
 
     def step(self, ids, cache):  # (B, T)
@@ -362,11 +362,11 @@ def _foreign_model(folder, device):
         ) from None
     wrong = [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]
     require(not wrong, f"{folder}: the weights do not fit its config: {', '.join(sorted(wrong)[:3])}")
-    return ForeignLM(model, folder).to(device)
+    return ThirdPartyLM(model, folder).to(device)
 
 
 def open_model(folder, device="cpu"):  # a model folder or a GGUF file
-    "The model there, ready to generate: a `CausalLM` if it is Llama-shaped, else a `ForeignLM`. Raises `InputError` where neither is possible."
+    "The model there, ready to generate: a `CausalLM` if it is Llama-shaped, else a `ThirdPartyLM`. Raises `InputError` where neither is possible."
     try:
         return load_model(folder, device)
     except InputError as refused:
@@ -379,7 +379,7 @@ def open_model(folder, device="cpu"):  # a model folder or a GGUF file
             raise (refused if kind == "llama" else e) from None
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #02d22d2a
-class ForeignTokenizer(Tokenizer):
+class ThirdPartyTokenizer(Tokenizer):
     "A tokenizer of transformers with the face of ours; `start` is what it puts before a text."
 
     def __init__(self, auto, origin):
@@ -404,7 +404,7 @@ def open_tokenizer(folder) -> Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return ForeignTokenizer(
+            return ThirdPartyTokenizer(
                 AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True), str(folder)
             )
         except InputError:
