@@ -127,7 +127,7 @@ def import_original(
     path,  # the original's checkpoint, a `.pt` file
     out,  # folder to write: config.json, model.safetensors, and tokenizer.json if it can be had
 ) -> CausalLM:
-    "Turn a checkpoint of the original project into a model folder of ours."
+    "Turn a checkpoint of the original project into a model folder."
     model, out = read_original(path), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     save_model(model, out)

@@ -1,4 +1,6 @@
-"""The `te` backend against the real Python of TransformerEngine 2.20.2, its kernels emulated. Run by `make test-te`, in a process of its own."""
+"""The `te` backend against the real Python of TransformerEngine 2.20.2, its kernels emulated.
+
+Run by `make test-te`, in a process of its own."""
 
 import inspect
 import sys
@@ -57,7 +59,7 @@ def train_step(model, fp8, ids, step, lr=0.1):
     return (loss / n).item()
 
 
-def test_the_version_is_the_one_we_speak_of():
+def test_the_version_is_the_one_in_the_documentation():
     from importlib.metadata import version
 
     assert version("transformer_engine") == "2.20.2"

@@ -35,7 +35,7 @@ products = []  # every product: (layout, format of A, format of B, accumulating)
 
 
 class Extension(types.ModuleType):
-    "The compiled module. An unknown class is a mock (the import only mentions it); an unknown function fails when called."
+    "The compiled module. An unknown class is a mock (only the import needs it); an unknown function fails when called."
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -119,7 +119,7 @@ def product_kernel(
     split,
     **kw,
 ):
-    "cuBLAS, column-major: TN is B A^T (forward), NN is B A (gradient of the input), NT is B^T A (gradient of the weight)."
+    "cuBLAS, column-major: TN is B A^T (forward), NN is B A (gradient of the input), NT is B^T A (of the weight)."
     from transformer_engine.pytorch.constants import TE_DType_To_Torch
 
     assert quantizer is None and bias is None and out is None and not accumulate and not gelu, (
