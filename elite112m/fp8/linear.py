@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from ..core.config import require
@@ -68,7 +69,7 @@ class _RecordAmax(torch.autograd.Function):
         ctx.row.copy_(torch.maximum(ctx.row, amax(grad)))
         return grad, None
 
-
+# %% ../../nbs/05_fp8/02_linear.ipynb #0e2053d7
 def record_grad_amax(y, scales, i: int):
     "`y`, the result of layer `i`, whose gradient's amax will be noted."
     if not scales.delayed or not torch.is_grad_enabled():
@@ -90,16 +91,19 @@ class FP8Linear(nn.Linear):
         require_16_tokens(rows.shape[0])
         return self._product(rows).reshape(*x.shape[:-1], -1)  # (..., out)
 
-    def _product(self, x):
-        scales, i, kind = self.fp8.scales, self.index, x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
-        with torch.autocast(kind, enabled=False):
-            if not scales.delayed:
-                return _Linear8.apply(x, self.weight, current_scale(x), current_scale(self.weight), None, None, dtype)
-            f, b = scales.forward.scale, scales.backward
-            return _Linear8.apply(x, self.weight, f[2 * i], f[2 * i + 1], b.scale[i], b.history[0, i], dtype)
+# %% ../../nbs/05_fp8/02_linear.ipynb #5a455a92
+@patch
+def _product(self: FP8Linear, x):  # (tokens, in)
+    "The product in FP8, with the scales of the recipe."
+    scales, i, kind = self.fp8.scales, self.index, x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+    with torch.autocast(kind, enabled=False):
+        if not scales.delayed:
+            return _Linear8.apply(x, self.weight, current_scale(x), current_scale(self.weight), None, None, dtype)
+        f, b = scales.forward.scale, scales.backward
+        return _Linear8.apply(x, self.weight, f[2 * i], f[2 * i + 1], b.scale[i], b.history[0, i], dtype)
 
-
+# %% ../../nbs/05_fp8/02_linear.ipynb #f08853d2
 def require_16_tokens(n: int):
     "Raises `InputError` unless `n` tokens are a multiple of 16."
     why = "choose pretrain.batch_size and model.context so"
@@ -165,22 +169,30 @@ class NativeFP8(NoFP8):
         for i, m in enumerate(self.layers.values()):
             m.__class__, m.fp8, m.index = FP8Linear, self, i
 
-    def begin(self, step):
-        watched = self.recipe.history if self.recipe.name == "delayed" else 0  # steps that fill the histories
-        if step >= self.warmup:
-            self.mode = "on"
-        else:
-            self.mode = "watch" if step >= self.warmup - watched else "off"
+# %% ../../nbs/05_fp8/02_linear.ipynb #34f57261
+@patch
+def begin(self: NativeFP8, step):
+    watched = self.recipe.history if self.recipe.name == "delayed" else 0  # steps that fill the histories
+    if step >= self.warmup:
+        self.mode = "on"
+    else:
+        self.mode = "watch" if step >= self.warmup - watched else "off"
 
-    @contextmanager
-    def forward(self):
-        yield
-        if self.mode != "off":
-            self.scales.forward_done()
 
-    def backward_done(self):
-        if self.mode != "off":
-            self.scales.backward_done()
+@patch
+@contextmanager
+def forward(self: NativeFP8):
+    yield
+    if self.mode != "off":
+        self.scales.forward_done()
 
-    def tensors(self):
-        return scale_state(self.scales)
+
+@patch
+def backward_done(self: NativeFP8):
+    if self.mode != "off":
+        self.scales.backward_done()
+
+
+@patch
+def tensors(self: NativeFP8):
+    return scale_state(self.scales)

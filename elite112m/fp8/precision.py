@@ -39,7 +39,7 @@ def pick_precision(
         require(device.type != "mps", "pretrain.precision=fp8 does not exist on mps; use fp32")
     return precision
 
-
+# %% ../../nbs/05_fp8/00_precision.ipynb #f1bf24e8
 def autocast(precision: str, device):
     "The context in which forward passes run: BF16 where torch deems it safe, or no change."
     around_fp8 = precision == "fp8" and device.type == "cuda"  # attention and norms between the FP8 products
@@ -54,7 +54,7 @@ def fp8_max(dtype) -> float:
     "The largest number of an FP8 format: 448 (E4M3) or 57,344 (E5M2)."
     return torch.finfo(dtype).max
 
-
+# %% ../../nbs/05_fp8/00_precision.ipynb #9592f3fb
 def cast(
     x,  # any float tensor
     scale,  # FP32 scalar tensor

@@ -105,7 +105,7 @@ def scale_state(scales: Scales) -> dict:
     sides = {"forward": scales.forward, "backward": scales.backward} if scales.delayed else {}
     return {f"{side}.{k}": getattr(slots, k) for side, slots in sides.items() for k in ("scale", "history")}
 
-
+# %% ../../nbs/05_fp8/01_scaling.ipynb #02996de5
 def load_scale_state(
     mine: dict,  # tensors to fill, changed in place
     saved: dict,  # tensors from a checkpoint

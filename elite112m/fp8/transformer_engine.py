@@ -38,7 +38,7 @@ LEAST = {
     "NVFP4BlockScaling": (10, 0),
 }
 
-
+# %% ../../nbs/05_fp8/10_transformer_engine.ipynb #67d35fe2
 def recipes_for(
     capability: tuple,  # (major, minor) compute capability
 ) -> dict[str, dict]:
@@ -102,35 +102,45 @@ class TransformerEngineFP8(NativeFP8):
             for layer in self.layers.values():
                 layer.init_fp8_metadata(num_gemms=1)  # its slots exist from now on
 
-    def begin(self, step):
-        before = self.mode
-        super().begin(step)
-        if before == "watch" and self.mode == "on":
-            self._move(to_te=True)
-
-    @contextmanager
-    def forward(self):
-        evaluating = self.mode == "on" and not torch.is_grad_enabled()
-        kept = self._copies() if evaluating else None
-        with self.te.autocast(enabled=self.mode == "on", recipe=self.te_recipe):
-            yield
-        if kept:
-            load_scale_state(self._slots(), kept)
-        if self.mode == "watch":
-            self.scales.forward_done()
-
-    def backward_done(self):
-        if self.mode == "watch":
-            self.scales.backward_done()  # in FP8 TransformerEngine has done it
-
-    def tensors(self):
-        if self.mode == "on":
-            self._move(to_te=False)
-        return scale_state(self.scales)
-
-    def restore(self, saved):
-        load_scale_state(scale_state(self.scales), saved)
+# %% ../../nbs/05_fp8/10_transformer_engine.ipynb #c5abaee3
+@patch
+def begin(self: TransformerEngineFP8, step):
+    before = self.mode
+    NativeFP8.begin(self, step)
+    if before == "watch" and self.mode == "on":
         self._move(to_te=True)
+
+
+@patch
+@contextmanager
+def forward(self: TransformerEngineFP8):
+    evaluating = self.mode == "on" and not torch.is_grad_enabled()
+    kept = self._copies() if evaluating else None
+    with self.te.autocast(enabled=self.mode == "on", recipe=self.te_recipe):
+        yield
+    if kept:
+        load_scale_state(self._slots(), kept)
+    if self.mode == "watch":
+        self.scales.forward_done()
+
+
+@patch
+def backward_done(self: TransformerEngineFP8):
+    if self.mode == "watch":
+        self.scales.backward_done()  # in FP8 TransformerEngine has done it
+
+# %% ../../nbs/05_fp8/10_transformer_engine.ipynb #8e194487
+@patch
+def tensors(self: TransformerEngineFP8):
+    if self.mode == "on":
+        self._move(to_te=False)
+    return scale_state(self.scales)
+
+
+@patch
+def restore(self: TransformerEngineFP8, saved):
+    load_scale_state(scale_state(self.scales), saved)
+    self._move(to_te=True)
 
 # %% ../../nbs/05_fp8/10_transformer_engine.ipynb #9d008bb7
 @patch
@@ -144,12 +154,12 @@ def _slots(self: TransformerEngineFP8) -> dict:
             found[f"{name}.{side}.history"] = meta.amax_history
     return found
 
-
+# %% ../../nbs/05_fp8/10_transformer_engine.ipynb #1ffa64d4
 @patch
 def _copies(self: TransformerEngineFP8):
     return {k: t.clone() for k, t in self._slots().items()}
 
-
+# %% ../../nbs/05_fp8/10_transformer_engine.ipynb #c37dfd87
 @patch
 @torch.no_grad()
 def _move(self: TransformerEngineFP8, to_te: bool):
@@ -181,7 +191,7 @@ def choose_backend(
     require(wanted != "te" or device.type == "cuda", "pretrain.fp8_backend=te needs an NVIDIA GPU; use native")
     return wanted
 
-
+# %% ../../nbs/05_fp8/10_transformer_engine.ipynb #64b4d5ab
 def make_fp8(
     model,
     cfg,  # `PretrainConfig`

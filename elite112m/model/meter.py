@@ -170,7 +170,7 @@ def _between(m, precision):
 def _weights(m, micro_tokens, step_tokens):
     return StepPart("weights, AdamW", 0, m.n_params * (20 / micro_tokens + 36 / step_tokens))
 
-
+# %% ../../nbs/04_model/13_meter.ipynb #4a9595ff
 def step_parts(
     m: ModelConfig,
     context: int,  # tokens a sequence

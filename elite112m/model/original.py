@@ -32,7 +32,7 @@ _INSIDE = {
     **{f"ffn.{x}_proj": f"mlp.{x}_proj" for x in ("gate", "up", "down")},
 }
 
-
+# %% ../../nbs/04_model/14_original.ipynb #7102748f
 def _our_name(name, path):
     "Our name of a tensor of the original's; None for buffers that are not weights."
     name = re.sub(r"^(_orig_mod\.|module\.)+", "", name)  # what torch.compile and DDP prepend
@@ -52,7 +52,7 @@ class _Fields:
     def __setstate__(self, state):
         self.__dict__.update(state if isinstance(state, dict) else {})
 
-
+# %% ../../nbs/04_model/14_original.ipynb #486fc196
 _DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError)
 
 

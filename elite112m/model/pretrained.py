@@ -38,7 +38,7 @@ _ONLY = {
     "pretraining_tp": 1,
 }
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #71414715
 def _theta(c, path):
     "The base of the rotary embedding; scaled variants are refused."
     rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
@@ -90,7 +90,7 @@ def read_safetensors(path) -> dict:
     except (SafetensorError, OSError) as e:
         raise InputError(f"{path} is damaged or not safetensors: {str(e)[:80]}") from None
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #ad504593
 def _weight_files(folder):
     "The weight files of a model folder: those its index names, or the one."
     path = folder / "model.safetensors.index.json"
@@ -112,7 +112,7 @@ def without_head(tensors, where, tied=True):
     require(not whole, f"{where}: {', '.join(whole[:1])} is quantised; give a model in fp32, bf16 or fp16")
     return {n: t.float() for n, t in tensors.items() if not n.endswith("rotary_emb.inv_freq")}
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #5a61181e
 def read_folder(folder) -> tuple[ModelConfig, dict]:
     "Configuration and FP32 tensors of a Hugging Face model folder (safetensors)."
     path = folder / "config.json"
@@ -144,7 +144,7 @@ _BLOCK = {
     "ffn_down": "mlp.down_proj",
 }
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #6d049ff4
 def _hf_name(name, path):
     "Hugging Face's name of a GGUF tensor, such as `blk.3.attn_q.weight`."
     head, _, kind = name.removesuffix(".weight").rpartition(".")
@@ -164,7 +164,7 @@ _GGUF_SIZES = {
     "context": "context_length",
 }
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #d5dd5bb5
 def _gguf_config(reader, get, path):
     "The configuration in a GGUF file's metadata; the size of the vocabulary is that of its embedding."
     kind, scaling = get("general.architecture"), get("llama.rope.scaling.type", "none")
@@ -245,7 +245,7 @@ def write_model(
             save_file(tensors, tmp, metadata={"format": "pt"} | (note or {}))
         write_json(Path(folder) / "config.json", hf_config(config, str(DTYPES[dtype]).removeprefix("torch.")))
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #72040eb2
 def save_model(model, folder, dtype="fp32"):
     "Write a model folder: `model.safetensors` and `config.json`, each atomically."
     write_model(model.state_dict(), model.config, folder, dtype)
@@ -268,7 +268,7 @@ def reply_end(tok) -> int:
     except InputError:
         return tok.eot
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #3a623c8d
 def tokenizer_config(tok, context: int) -> dict:
     "The `tokenizer_config.json` of Hugging Face for our tokenizer and chat text."
     return {
@@ -320,7 +320,7 @@ class ThirdPartyCache:
         self.past.batch_select_indices(rows)
         self.mask = self.mask[rows]
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #2339420c
 def _context(c):
     "How many tokens a configuration of `transformers` allows; 2,048 where it does not say."
     sizes = (getattr(c, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
@@ -359,7 +359,7 @@ def _read(self: ThirdPartyLM, ids, cache):
     out = self.model(input_ids=ids, attention_mask=cache.mask, past_key_values=cache.past, use_cache=True, **more)
     return out.logits[:, -1]
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #ccdd5538
 @patch
 def begin(self: ThirdPartyLM, prompts, length):
     "As `CausalLM.begin`; the cache grows by itself."
@@ -372,7 +372,7 @@ def begin(self: ThirdPartyLM, prompts, length):
     cache = ThirdPartyCache(DynamicCache(config=self.model.config), mask)
     return self._read(ids, cache), cache
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #bd18cde2
 @patch
 def step(self: ThirdPartyLM, ids, cache):  # (B, T)
     "As `CausalLM.step`."
@@ -430,7 +430,7 @@ class ThirdPartyTokenizer(Tokenizer):
         self.core.no_truncation()
         self.core.no_padding()
 
-
+# %% ../../nbs/04_model/11_pretrained.ipynb #01874a5a
 def open_tokenizer(folder) -> Tokenizer:
     "The tokenizer of a model, by our own code or by transformers. Raises `InputError` where there is none."
     try:

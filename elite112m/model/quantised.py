@@ -50,7 +50,7 @@ def quantise(w, bits: int, block: int) -> tuple:  # (out, in)
     z = (-low / s).round_()
     return (w / s).add_(z).round_().clamp_(0, top).byte(), s[..., 0], z[..., 0].byte()
 
-
+# %% ../../nbs/04_model/12_quantised.ipynb #a782ed0c
 def block_of(config, bits: int) -> int:
     "How many weights share a scale. Raises `InputError` for widths that no block divides."
     fits = [b for b in (128, 64, 32) if not (config.d_model % b or config.d_ff % b)]
@@ -99,7 +99,7 @@ def _norm(g, c, x, delta, gain, name):
     g.node("SkipSimplifiedLayerNormalization", [x, delta, gain], name, more, epsilon=c.norm_eps)
     return name, f"{name}.sum"
 
-
+# %% ../../nbs/04_model/12_quantised.ipynb #57eb59e8
 def _layer(g, c, i, layer, x, delta, how):
     "A block of the model: the stream, and what is to be added to it."
     a, m = layer.self_attn, layer.mlp
@@ -135,7 +135,7 @@ def _inputs_outputs(c):
     logits = h.make_tensor_value_info("logits", P.FLOAT, ("B", "n", c.vocab_size))
     return ins + kv("past_"), [logits] + kv("")
 
-
+# %% ../../nbs/04_model/12_quantised.ipynb #290f53d7
 @torch.no_grad()
 def as_onnx(model: CausalLM, bits: int, level: int = 4) -> bytes:
     "The model without its embedding as an ONNX file: embedded tokens in, logits at the wanted positions out."
@@ -197,21 +197,23 @@ class PackedLM:
         options.log_severity_level = 3  # errors alone
         self.session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
-    def bind(self, embedded, at, cache, logits):
-        "A binding that holds the addresses of all inputs and outputs; past and present keys share their memory."
-        b = self.session.io_binding()
+# %% ../../nbs/04_model/12_quantised.ipynb #5b38afb2
+@patch
+def bind(self: PackedLM, embedded, at, cache, logits):
+    "A binding that holds the addresses of all inputs and outputs; past and present keys share their memory."
+    b = self.session.io_binding()
 
-        def put(to, name, t):
-            to(name, "cpu", 0, t.numpy().dtype, tuple(t.shape), t.data_ptr())
+    def put(to, name, t):
+        to(name, "cpu", 0, t.numpy().dtype, tuple(t.shape), t.data_ptr())
 
-        for name, t in (("embedded", embedded), ("at", at), ("seen", cache.seen), ("total", cache.total)):
-            put(b.bind_input, name, t)
-        for s, layers in zip("kv", cache.kv):
-            for i, t in enumerate(layers):
-                put(b.bind_input, f"past_{s}{i}", t)
-                put(b.bind_output, f"{s}{i}", t)
-        put(b.bind_output, "logits", logits)
-        return b
+    for name, t in (("embedded", embedded), ("at", at), ("seen", cache.seen), ("total", cache.total)):
+        put(b.bind_input, name, t)
+    for s, layers in zip("kv", cache.kv):
+        for i, t in enumerate(layers):
+            put(b.bind_input, f"past_{s}{i}", t)
+            put(b.bind_output, f"{s}{i}", t)
+    put(b.bind_output, "logits", logits)
+    return b
 
 # %% ../../nbs/04_model/12_quantised.ipynb #bc1ed390
 @patch
@@ -224,14 +226,14 @@ def read(self: PackedLM, prompts, length, at):  # at: (B, n) positions
     self.session.run_with_iobinding(self.bind(embedded, at, cache, logits))
     return logits, cache
 
-
+# %% ../../nbs/04_model/12_quantised.ipynb #be0b1d2d
 @patch
 def begin(self: PackedLM, prompts, length):
     "As `CausalLM.begin`."
     logits, cache = self.read(prompts, length, torch.tensor([[len(p) - 1] for p in prompts]))
     return logits[:, 0], cache
 
-
+# %% ../../nbs/04_model/12_quantised.ipynb #b28ac7e1
 @patch
 def step(self: PackedLM, ids, cache):  # (B, 1)
     "As `CausalLM.step`."
@@ -246,7 +248,7 @@ def step(self: PackedLM, ids, cache):  # (B, 1)
     self.session.run_with_iobinding(cache.bound)
     return cache.logits[:, 0].clone()
 
-
+# %% ../../nbs/04_model/12_quantised.ipynb #a0a8a051
 @patch
 def __call__(self: PackedLM, ids):  # (B, T)
     "Logits (B, T, vocabulary)."

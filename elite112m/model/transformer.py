@@ -182,15 +182,6 @@ class CausalLM(nn.Module):
         self.config, self.model = config, Decoder(config)
         self.apply(self._init_weights)
 
-    def _init_weights(self, m):
-        "Normal; the two projections that write to the residual stream are scaled by 1/sqrt(2 layers), as in GPT-2."
-        std = 0.02 * math.sqrt(768 / self.config.d_model)  # 0.02 at width 768, falling as 1/sqrt(width)
-        if isinstance(m, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(m.weight, std=std)
-        for child in (getattr(m, "o_proj", None), getattr(m, "down_proj", None)):
-            if child is not None:
-                nn.init.normal_(child.weight, std=std / math.sqrt(2 * self.config.n_layers))
-
     @property
     def device(self):
         return self.model.embed_tokens.weight.device
@@ -208,6 +199,17 @@ class CausalLM(nn.Module):
             return F.linear(hidden, head)
         return linear_loss(hidden, head, labels), (labels != -100).sum()
 
+# %% ../../nbs/04_model/00_transformer.ipynb #092a411c
+@patch
+def _init_weights(self: CausalLM, m):
+    "Set the weights of one module; `apply` calls this for each."
+    std = 0.02 * math.sqrt(768 / self.config.d_model)
+    if isinstance(m, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(m.weight, std=std)
+    for child in (getattr(m, "o_proj", None), getattr(m, "down_proj", None)):
+        if child is not None:
+            nn.init.normal_(child.weight, std=std / math.sqrt(2 * self.config.n_layers))
+
 # %% ../../nbs/04_model/00_transformer.ipynb #d1859fe2
 @patch
 def begin(self: CausalLM, prompts, length):  # token ids of each prompt; tokens that the cache can hold
@@ -219,7 +221,7 @@ def begin(self: CausalLM, prompts, length):  # token ids of each prompt; tokens 
     ids = torch.tensor([[0] * n + list(p) for n, p in zip(padding, prompts)], device=head.device)
     return self.step(ids, cache), cache
 
-
+# %% ../../nbs/04_model/00_transformer.ipynb #c86a7929
 @patch
 def step(self: CausalLM, ids, cache):  # ids: (B, T) the tokens that come next
     "Logits (B, vocabulary) of what follows: the head is applied to the last position alone."
