@@ -14,9 +14,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ..core.files import echo
-from ..fp8.linear import OFF
+from ..fp8.linear import NO_FP8
 from ..fp8.precision import autocast
-from ..fp8.transformer_engine import TE
+from ..fp8.transformer_engine import TransformerEngineFP8
 from .ranks import ALONE
 
 # %% ../../nbs/06_training/01_step.ipynb #1ae91063
@@ -25,7 +25,7 @@ def accumulate(
     micro_batches,
     device,
     precision,
-    fp8=OFF,  # an FP8 backend, told when a forward and a backward pass are over
+    fp8=NO_FP8,  # an FP8 backend, told when a forward and a backward pass are over
     ranks=ALONE,
 ) -> torch.Tensor:
     "Backward through all micro-batches of a step; returns the mean loss per target, on the device."
@@ -44,7 +44,7 @@ def accumulate(
 
 # %% ../../nbs/06_training/01_step.ipynb #fd9fb7ba
 @torch.no_grad()
-def validate(forward, batches, device, precision, fp8=OFF, ranks=ALONE) -> float:
+def validate(forward, batches, device, precision, fp8=NO_FP8, ranks=ALONE) -> float:
     "Mean loss per target over `batches`, a sequence of micro-batches."
     total, n = torch.zeros((), device=device), 0
     for batch in batches:
@@ -56,14 +56,14 @@ def validate(forward, batches, device, precision, fp8=OFF, ranks=ALONE) -> float
     return total / max(n, 1)
 
 # %% ../../nbs/06_training/01_step.ipynb #9aaa63a0
-def maybe_compile(model, wanted: bool, fp8=OFF):
+def maybe_compile(model, wanted: bool, fp8=NO_FP8):
     "Compile `model` up to the hidden states, in place, if `wanted` and this machine can; parameters keep their names."
     if not wanted:
         return
     if model.device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
         echo("pretrain: no C++ compiler found, so torch.compile is left out (eager mode, slower)")
         return
-    if isinstance(fp8, TE):
+    if isinstance(fp8, TransformerEngineFP8):
         echo(
             "pretrain: torch.compile is left out around TransformerEngine's layers; pretrain.fp8_backend=native has both"
         )

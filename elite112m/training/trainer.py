@@ -17,7 +17,7 @@ from ..core.config import InputError, require
 from ..core.files import echo
 from ..core.presets import flops_per_token
 from ..core.runs import LENGTH, settings_of
-from ..fp8.linear import OFF
+from ..fp8.linear import NO_FP8
 from ..fp8.precision import pick_precision
 from ..fp8.transformer_engine import make_fp8
 from ..model.meter import give_memory_back
@@ -58,7 +58,7 @@ class Trainer:
             give_memory_back(model.config)
         self.window = window_of(model.config, p)
         self.model = model.to(device)
-        self.fp8 = make_fp8(model, p.pretrain, device) if self.precision == "fp8" else OFF
+        self.fp8 = make_fp8(model, p.pretrain, device) if self.precision == "fp8" else NO_FP8
         if self.cfg.recompute:
             recompute(model)
         maybe_compile(model, p.pretrain.compile and self.what == "pretrain", self.fp8)
@@ -120,7 +120,7 @@ def update(self: Trainer, batch):  # inputs, targets and document ids (or None) 
 
 
 @patch
-def gradients(self: Trainer, batch, fp8=OFF):
+def gradients(self: Trainer, batch, fp8=NO_FP8):
     "Backward through a batch, in micro-batches that fit."
     while True:
         parts = [

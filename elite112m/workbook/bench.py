@@ -30,7 +30,7 @@ from ..core.locate import find_model
 from ..core.presets import preset
 from ..data.prepare import sample
 from ..model.meter import give_memory_back, rss
-from ..model.pretrained import ForeignLM, open_model, open_tokenizer
+from ..model.pretrained import ThirdPartyLM, open_model, open_tokenizer
 from ..model.quantised import FORMATS, as_format
 from ..model.transformer import CausalLM, hf_config
 from ..training.step import maybe_compile
@@ -202,7 +202,7 @@ def weights_of(job: dict):  # {"preset": name, "settings": {...}} or {"model": p
 
 def theirs_of(model):
     "transformers' model with those weights."
-    if isinstance(model, ForeignLM):
+    if isinstance(model, ThirdPartyLM):
         return model.model
     theirs = transformers_model(model.config)
     theirs.load_state_dict(model.state_dict(), strict=False)

@@ -1,4 +1,4 @@
-"Models of others, as a user meets them: by name, by file, judged by llama.cpp and transformers."
+"Third-party models as a user opens them, by name and by file; compared with llama.cpp and transformers."
 
 import json
 import urllib.request
@@ -8,11 +8,12 @@ from conftest import here, sh
 
 
 def test_smollm2_continues_as_llama_cpp_does():
-    """The same file, read by us (dequantised, FP32) and by llama.cpp: our reading of the format is not only our own and not only transformers'.
+    """The same file, read by us (dequantised, FP32) and by llama.cpp, an implementation independent of transformers.
 
     llama.cpp quantises the activations as well, which decides near ties otherwise: after "The", " United" leads
     " answer" by 0.36 nats there, " answer" leads by 0.22 here.
-    With the file rewritten in F32 (540 MB, tried once) it says the same as we do for 24 tokens of three prompts; 04_model/00_transformer compares transformers."""
+    With the file rewritten in F32 (540 MB, tried once) it says the same as we do for 24 tokens of three prompts;
+    04_model/00_transformer compares transformers."""
     import xllamacpp
 
     from elite112m.chat.generate import generate
