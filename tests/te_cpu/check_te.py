@@ -1,11 +1,7 @@
 """The `te` backend against the real Python of TransformerEngine 2.20.2, its kernels emulated.
 
-<<<<<<< HEAD
 Run by `make test-te`, in a process of its own.
 """
-=======
-Run by `make test-te`, in a process of its own."""
->>>>>>> ed-model
 
 import inspect
 import sys
