@@ -16,7 +16,7 @@ from ..core.config import require
 from ..core.files import echo, text_table
 from ..core.provenance import parse_source
 from ..data.conversations import form_of, rows_of
-from .checks import _PLAIN, _evaluate, _true
+from .checks import PLAIN_NUMBER, is_true_sum, sum_value
 from .suite import percent, rate
 from .tasks import continued, drawn, options, write_rows
 
@@ -61,10 +61,10 @@ def calculations(text: str) -> list:  # a worked solution in GSM8K's notation
     "For each `<<` whether the sum that follows is true; None where no well-formed `<<expression=value>>` does."
 
     def verdict(part):
-        note = re.match(rf"([^<>=]*)=\s*{_PLAIN}\s*>>", part)
+        note = re.match(rf"([^<>=]*)=\s*{PLAIN_NUMBER}\s*>>", part)
         with suppress(ValueError):
-            _evaluate(note[1] if note else "")
-            return _true(note[1], note[2], note[2])
+            sum_value(note[1] if note else "")
+            return is_true_sum(note[1], note[2])
 
     return [verdict(part) for part in text.split("<<")[1:]]
 

@@ -20,6 +20,7 @@ from ..core.files import echo, text_table
 from ..core.locate import wheel_file
 from ..data.documents import json_rows
 from ..data.shards import sha256_of
+from .checks import code_blocks
 from .sandbox import need_isolation, run_all
 from .suite import percent, rate
 from .tasks import continued, drawn, options, write_rows
@@ -63,7 +64,6 @@ def verdicts(tasks, programs, timeout: float = 3.0, workers: int = None) -> list
 ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #2b2ae3e4
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.S | re.M)
 _BEGIN = re.compile(r"^(?:def|import|from|class|@|async def)\b.*", re.M | re.S)
 
 
@@ -82,7 +82,7 @@ def _valid(code):
 def program_of(task, reply: str) -> str:
     "The program in a chat model's reply to a task."
     head = re.compile(rf"^[ \t]*(?:async )?def {re.escape(task['entry_point'])}\b", re.M)
-    blocks = [textwrap.dedent(m[2]) for m in _FENCE.finditer(reply)] or [reply]
+    blocks = [textwrap.dedent(b) for b in code_blocks(reply)] or [reply]
     code = next((b for b in blocks if head.search(b)), blocks[0])
     if head.search(code):
         begin = _BEGIN.search(code)
