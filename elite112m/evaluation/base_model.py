@@ -46,7 +46,7 @@ class Cloze:
         space = "" if self.prompt[-1] in "(\n" else " "
         return [space + w for w in (self.reply, *self.others)]
 
-
+# %% ../../nbs/08_evaluation/16_base_model.ipynb #9a8abfae
 def cloze_items() -> list:
     "All cloze items."
     table = json.loads((files("elite112m") / "assets" / "cloze.json").read_text("utf-8"))
@@ -73,7 +73,7 @@ def word_logprobs(
     bar.close()
     return out
 
-
+# %% ../../nbs/08_evaluation/16_base_model.ipynb #f06bc1d6
 def _word(logits, text, full):  # (T, vocabulary); ids of the text; ids of the text with the word
     "Log-probability of the word, and the rank of its first token."
     start = min(len(text), len(full) - 1)  # where the word begins; a token may span the end of the text
@@ -96,7 +96,7 @@ def _cloze_row(item, found):  # found: (log-probability, rank of the first token
         "first_token_rank": found[0][1],
     }
 
-
+# %% ../../nbs/08_evaluation/16_base_model.ipynb #a212a656
 def _cloze_summary(rows):
     n, right = len(rows), rate([r["rank"] == 1 for r in rows])
     return {
@@ -107,7 +107,7 @@ def _cloze_summary(rows):
         "logprob": sum(r["logprob"] for r in rows) / n,
     }
 
-
+# %% ../../nbs/08_evaluation/16_base_model.ipynb #43fc2fcf
 def cloze_results(items, scored) -> dict:  # scored: from `word_logprobs`, each item's candidates in turn
     "Ranks and log-probabilities, together and by domain; and each item's."
     rows, at = [], 0
@@ -144,7 +144,7 @@ def _newest_checkpoint(path):
             with_tokenizer = (d for d in (folder, folder.parent / "data") if (d / "tokenizer.json").exists())
             return found, next(with_tokenizer, folder)
 
-
+# %% ../../nbs/08_evaluation/16_base_model.ipynb #377bced7
 def open_newest(path, device="auto", **how) -> ChatModel:  # how: see `ChatModel.open`
     "The model at `path`, or the newest checkpoint of an unfinished training there. Raises `InputError` for neither."
     try:
@@ -164,7 +164,7 @@ def sliding_windows(
     context: int,
     stride: int,  # tokens
 ):
-    "Yield (begin, end, first): the inputs `begin:end` of a text, of which the targets `first:end` are scored."
+    "Yield (begin, end, first): the inputs `begin:end` of a text, of which the targets `first:end` count."
     begin = done = 0
     while done < n:
         end = min(begin + context, n)
@@ -222,7 +222,7 @@ def _prepared(folder, seed):
     names = enumerate(data.manifest["sources"])
     return {name: texts(i) for i, name in names if (data.sources == i).any()}
 
-
+# %% ../../nbs/08_evaluation/16_base_model.ipynb #6765504d
 def domains(places, seed: int = 0) -> dict:
     "The texts of prepared folders, runs and other sources, by domain: {name: iterator}."
     found = {}
@@ -275,7 +275,7 @@ def _bits_row(name, found):
         "bytes/token": f"{found['bytes'] / found['tokens']:.2f}",
     }
 
-
+# %% ../../nbs/08_evaluation/16_base_model.ipynb #e11d61db
 # Options of `bits`: data (a prepared folder, a run, or sources; needed), bytes (of a domain; 0 is all),
 # context (0: the model's, 2,048 at most), stride (0: half of the context), batch_size (windows), seed.
 BITS_OPTIONS = dict(data=None, bytes=200_000, context=0, stride=0, batch_size=8, seed=0)

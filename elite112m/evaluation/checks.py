@@ -73,7 +73,7 @@ def rambles(reply: str) -> bool:
     sentences = Counter(s.strip() for s in re.split(r"[.!?\n]+", fold(reply)) if s.strip())
     return any(n > (3 if s.count(" ") > 1 else 7) for s, n in sentences.items())
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #4af4bb76
 def _checker_of(spec, reply, prompt):
     "The function for a specification, and its fields. Raises `InputError` if the specification is malformed."
     fields = dict(spec) if isinstance(spec, dict) else {}
@@ -121,7 +121,7 @@ def _places(paragraph):
             places.append(paragraph[m.end() :])
     return places + [m[1] for m in map(_QUOTED.match, places) if m]
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #19a75494
 @checker("exact", answer=_string)
 def check_exact(reply, prompt, answer):
     "The reply is `answer`, case included; perhaps wrapped, introduced, explained, or in the prompt's sentence."
@@ -193,7 +193,7 @@ def _without_numbers(text):
     in_order = numbers == [str(i + 1) for i in range(len(numbers))]
     return re.sub(_COUNT, ",", text) if in_order else text
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #c8f227c4
 def _without_introduction(items, known):
     "The items without what leads to the first one, such as `three colours are`."
     if not items or items[0] in known:
@@ -231,7 +231,7 @@ def _is_member(item, known):
     shorter = [item.split(" ", k)[-1] for k in range(1, item.count(" ") + 1)]
     return any(_singulars(words) & known for words in shorter)
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #7a6c009c
 @checker("list", n=_count, members=_list(_string))
 def check_list(reply, prompt, n, members):
     "Exactly `n` different items, each among `members`, in the singular or plural, perhaps with a word before it."
@@ -262,7 +262,7 @@ def _is_poem(verses, mentions=None):
         return False
     return not mentions or bool(re.search(rf"\b{re.escape(fold(mentions.strip()))}(?:s|es)?\b", text))
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #f1f56676
 @checker("lines", n=_count, mentions=_string)
 def check_lines(reply, prompt, n, mentions=None):
     "Exactly `n` different lines with some variety, and the word `mentions` (or its plural) in them."
@@ -287,7 +287,7 @@ def syllables(word: str) -> set:  # one word
         return {estimator.estimate(word)}
     return {sum(sound[-1].isdigit() for sound in sounds) for sounds in spoken}  # vowels end in a digit, their stress
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #0327cf40
 def verse_syllables(line: str) -> set:  # a line of a poem
     "The numbers of syllables that a line may have."
     totals = {0}
@@ -319,7 +319,7 @@ def _proposed_names(text):
         return [text.rstrip(".!")]
     return _MARKED_NAME.findall(text) or _INTRODUCED_NAME.findall(text)
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #696c2f09
 @checker("name")
 def check_name(reply, prompt):
     "The reply proposes one capitalised name that isn't the prompt's own words."
@@ -383,7 +383,7 @@ def _value(node):
             return _OPS[type(op)](_value(left), _value(right))
     raise ValueError("not a sum")
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #984951d9
 def sum_value(expression: str) -> Fraction:
     "The exact value of a sum such as `3 * (4 + 5)`. Raises `ValueError` for anything else."
     if not re.fullmatch(r"[0-9+\-*/(). ]{1,200}", expression):
@@ -406,7 +406,7 @@ def is_true_sum(expression: str, value: str) -> bool:
         return False
     return exact == said or (decimals > 1 and round(exact, decimals) == said)
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #a434c593
 def well_formed_math(reply: str) -> bool:  # a worked solution in GSM8K's notation
     "Whether every `<<expression=value>>` (at least one) is closed, true and repeated, and the last one is `#### n`."
     notes = _NOTE.findall(reply)
@@ -432,7 +432,7 @@ def code_of(reply: str) -> str:  # what a model said
     "The Python in `reply`: what stands in its first Markdown fence if it has one, otherwise all of it."
     return next(iter(code_blocks(reply)), reply)
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #1e48c036
 def _parses(code):
     try:
         return bool(ast.parse(code).body)
@@ -457,7 +457,7 @@ values = [names[{name!r}](*args) for args in json.loads({args!r})]
 sys.__stdout__.write({mark!r} + json.dumps(values))
 """
 
-
+# %% ../../nbs/08_evaluation/12_checks.ipynb #96b8803f
 def _case(v):
     return isinstance(v, (list, tuple)) and len(v) == 2 and isinstance(v[0], (list, tuple))
 

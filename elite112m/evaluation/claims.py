@@ -119,7 +119,7 @@ def _is_one_of_two(m, denied_before, answer):
         return False
     return m.before[2] != m.value and answer in (m.before[2], m.value)
 
-
+# %% ../../nbs/08_evaluation/11_claims.ipynb #0d884552
 def _is_hedged(m):
     "Whether an `or` stands before or behind it, but for the same candidate said twice."
     same_before = m.joined and m.before[2] == m.value

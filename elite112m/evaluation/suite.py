@@ -34,6 +34,8 @@ ROWS = {
     "Instructions": _group("Instruction:"),
     "Pattern recognition": ("Reasoning: Pattern",),
 }
+
+# %% ../../nbs/08_evaluation/10_suite.ipynb #39f2217b
 # The original's table: one prompt a category, judged by eye.
 PUBLISHED = dict(zip(ROWS, (0.2, 0.9, 0.1, 0.7, 0.3, 0.6)))
 NOTES = {
@@ -75,7 +77,7 @@ def judge(items, replies) -> list[bool]:
     "Whether each reply passes its item's check."
     return [check(r, i.check, i.prompt) for i, r in zip(items, replies)]
 
-
+# %% ../../nbs/08_evaluation/10_suite.ipynb #c2d05480
 def score_suite(
     items,
     right,  # for each item the verdict of its check
@@ -115,7 +117,7 @@ def percent(r) -> str:  # a rate
     "A rate with its counts and interval in a few characters."
     return f"{r['rate']:.0%} ({r['correct']:.4g}/{r['total']}), {r['lo']:.0%}-{r['hi']:.0%}"
 
-
+# %% ../../nbs/08_evaluation/10_suite.ipynb #8c32df07
 def rows_table(results: dict) -> list[dict]:
     "The six rows beside the original's published figures, ready to be printed."
     return [
@@ -125,7 +127,7 @@ def rows_table(results: dict) -> list[dict]:
 
 
 def categories_table(results: dict) -> list[dict]:
-    "The categories, with what a constant answer would score, and marked where only the form is judged."
+    "The categories, with what a constant reply reaches, and marked where only the form is judged."
     return [
         {
             "category": c,
@@ -136,7 +138,7 @@ def categories_table(results: dict) -> list[dict]:
         for c, r in results["categories"].items()
     ]
 
-# %% ../../nbs/08_evaluation/10_suite.ipynb #258af631
+# %% ../../nbs/08_evaluation/10_suite.ipynb #5a4295bf
 def draw_rows(ax, results: dict):
     "The six rows with their intervals beside the original's figures."
     _bars(ax, results["rows"], "tab:blue")

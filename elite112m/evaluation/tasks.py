@@ -22,7 +22,7 @@ def _check_option(task, name, value, default):
     require(is_kind, f"{task}: {name}={value!r} must be of the kind of {default!r}")
     require(type(value) not in (int, float) or value >= 0, f"{task}: {name}={value} must not be negative")
 
-
+# %% ../../nbs/08_evaluation/17_tasks.ipynb #5c29cbd7
 def options(
     task: str,  # its name, for messages
     given: dict,  # what the user wants
@@ -36,7 +36,7 @@ def options(
         _check_option(task, name, value, defaults[name])
     return defaults | given
 
-
+# %% ../../nbs/08_evaluation/17_tasks.ipynb #07ba8ee0
 def check_form(task: str, form: str):
     "Raise `InputError` for another way of asking than as a chat model or as a base model."
     require(form in ("chat", "base"), f"{task}: form={form!r} is neither chat nor base")
