@@ -9,12 +9,22 @@ __all__ = ['INSTRUCTION_FAMILIES', 'instruction_parts', 'instruction_examples']
 import json
 import re
 
-from .arithmetic import _note, number_words, roman, stream
-from .lessons import _WORDS, Item, _apart, _commute, _number, _table, _text, split_of
+from .arithmetic import _write_step, family_stream, number_words, roman
+from elite112m.curriculum.lessons import (
+    _WORDS,
+    Item,
+    _number_check,
+    _step_key,
+    _steps_allowed,
+    _table,
+    _text_check,
+    split_of,
+)
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #3d71261d
-_W, _ASK = _table("instructions").values()
-INSTRUCTION_FAMILIES = {f"Task: {name}": 1 for name in _ASK}
+_TASK_WORDS, _TEMPLATES = _table("instructions").values()
+INSTRUCTION_FAMILIES = {f"Task: {name}": 1 for name in _TEMPLATES}
+# the words of single-word tasks: topics, and nouns in the singular
 _POOL = sorted({*_WORDS["topics"], *(one for one, _ in _WORDS["nouns"])})
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #f6bb1886
@@ -23,29 +33,43 @@ _MAKERS = {}
 
 def _family(*names):
     "Register a function for these families."
-    return lambda f: _MAKERS.update(dict.fromkeys(names, f)) or f
+
+    def register(f):
+        _MAKERS.update(dict.fromkeys(names, f))
+        return f
+
+    return register
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #aebcd9ae
-def _ends(s):
-    return dict(kind="regex", pattern=r"(?s)(?:.*[\s\"'(])?" + re.escape(s["a"]) + r"[\"').!]*")
+def _ends_with_answer(answer):
+    "A check for a reply that ends with the answer."
+    return dict(kind="regex", pattern=r"(?s)(?:.*[\s\"'(])?" + re.escape(answer) + r"[\"').!]*")
 
 
-def _must(s):
-    return dict(kind="regex", pattern="(?is)" + "".join(rf"(?=.*\b{re.escape(m)}\b)" for m in s["must"]) + ".*")
+def _mentions_all(words):
+    "A check for a reply that contains all of the words, in any order."
+    return dict(kind="regex", pattern="(?is)" + "".join(rf"(?=.*\b{re.escape(w)}\b)" for w in words) + ".*")
 
-
-_JUDGES = {
-    "ends": _ends,
-    "must": _must,
-    "number": lambda s: _number(int(s["a"])),
-    "text": lambda s: _text([s["a"]], s["others"]),
-    "sequence": lambda s: dict(kind="sequence", items=s["list"]),
-}
+# %% ../../nbs/03_curriculum/11_instructions.ipynb #5ff9f005
+def _reply_check(kind, slots):
+    "The check of a reply; `kind` is what the family's table says under `judge`."
+    match kind:
+        case "ends":
+            return _ends_with_answer(slots["a"])
+        case "must":
+            return _mentions_all(slots["must"])
+        case "number":
+            return _number_check(int(slots["a"]))
+        case "text":
+            return _text_check([slots["a"]], slots["others"])
+        case "sequence":
+            return dict(kind="sequence", items=slots["list"])
+    raise ValueError(f"instructions: there is no check {kind!r}")
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #d3b65306
 def _sentence(r):
     "A random sentence: slots, and its parts."
-    n, (base, does, did, what), where = (r.choice(_W[k]) for k in ("names", "deeds", "where"))
+    n, (base, does, did, what), where = (r.choice(_TASK_WORDS[k]) for k in ("names", "deeds", "where"))
     s = f"{n} {does} {what} {where}."
     return dict(key=f"sentence:{s}", s=s), n, base, did, f"{what} {where}"
 
@@ -65,56 +89,57 @@ def _tense(r, name):
 @_family("Upper Case", "Lower Case", "Title Case", "Reverse Words")
 def _case(r, name):
     slots = _sentence(r)[0]
-    s = slots["s"] = slots["s"].rstrip(".")
-    return slots | dict(
-        a={
-            "Upper Case": s.upper(),
-            "Lower Case": s.lower(),
-            "Reverse Words": " ".join(s.split()[::-1]),
-            "Title Case": " ".join(w[0].upper() + w[1:] for w in s.split()),
-        }[name]
-    )
+    s = slots["s"].rstrip(".")
+    new = {
+        "Upper Case": s.upper(),
+        "Lower Case": s.lower(),
+        "Reverse Words": " ".join(s.split()[::-1]),
+        "Title Case": " ".join(w[0].upper() + w[1:] for w in s.split()),
+    }[name]
+    return slots | dict(s=s, a=new)
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #180fca87
 @_family("Count Words", "Nth Word")
 def _count_words(r, name):
     slots = _sentence(r)[0]
     words = slots["s"].rstrip(".").split()
-    words = words[: r.randint(4, len(words))] if name == "Count Words" else words
-    i, slots["s"] = r.randrange(5), " ".join(words) + "."
-    return slots | dict(nth=_W["places"][i], a=words[i] if name == "Nth Word" else len(words))
+    if name == "Count Words":
+        words = words[: r.randint(4, len(words))]
+    i = r.randrange(5)
+    a = words[i] if name == "Nth Word" else len(words)
+    return slots | dict(s=" ".join(words) + ".", nth=_TASK_WORDS["places"][i], a=a)
 
 
 @_family("Replace a Word")
 def _replace(r, name):
-    slots, n, *_ = _sentence(r)
-    new = r.choice([m for m in _W["names"] if m != n])
-    return slots | dict(old=n, new=new, a=slots["s"].replace(n, new))
+    slots, old, *_ = _sentence(r)
+    new = r.choice([n for n in _TASK_WORDS["names"] if n != old])
+    return slots | dict(old=old, new=new, a=slots["s"].replace(old, new))
 
-
+# %% ../../nbs/03_curriculum/11_instructions.ipynb #e91f772a
 @_family("Split a Sentence", "Join Sentences")
 def _join(r, name):
     one, two = _sentence(r)[0]["s"], _sentence(r)[0]["s"]
-    pair = one[:-1] + ", and " + two, f"{one} {two}"
-    return dict(zip(("s", "a"), pair if name.startswith("Split") else pair[::-1]), key=f"two:{one}{two}")
+    joined, apart = one[:-1] + ", and " + two, f"{one} {two}"
+    s, a = (joined, apart) if name == "Split a Sentence" else (apart, joined)
+    return dict(key=f"two:{one}{two}", s=s, a=a)
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #f2d88b13
 @_family("Plural Sentence", "Singular Sentence")
 def _plural(r, name):
-    (one, many), n, who, frame = (
-        r.choice(_WORDS["nouns"]),
-        number_words(r.randint(2, 12)),
-        r.choice(_W["names"]),
-        r.choice(_W["frames"]),
-    )
-    pair = frame.format(n=who, x=one), frame.format(n=who, x=many).replace(" one ", f" {n} ")
-    s, a = pair if name.startswith("Plural") else pair[::-1]
-    return dict(key=f"number:{pair[1]}", s=s, a=a, n=n, also=[f"plural:{one}"])
+    one, many = r.choice(_WORDS["nouns"])
+    count = number_words(r.randint(2, 12))
+    who = r.choice(_TASK_WORDS["names"])
+    frame = r.choice(_TASK_WORDS["frames"])
+    singular = frame.format(n=who, x=one)
+    plural = frame.format(n=who, x=many).replace(" one ", f" {count} ")
+    s, a = (singular, plural) if name == "Plural Sentence" else (plural, singular)
+    return dict(key=f"number:{plural}", s=s, a=a, n=count, also=[f"plural:{one}"])
 
 
 @_family("Polite")
 def _polite(r, name):
-    ask = f"{r.choice(_W['requests'])} {r.choice(_W['request_ends'])}".strip()
+    ask = f"{r.choice(_TASK_WORDS['requests'])} {r.choice(_TASK_WORDS['request_ends'])}".strip()
     return dict(key=f"polite:{ask}", s=f"{ask[0].upper()}{ask[1:]}.", a=f"Could you please {ask}?")
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #cc5e18b8
@@ -123,28 +148,30 @@ def _word(r, name):
     w = r.choice(_POOL)
     dashed, vowels = "-".join(w), sum(c in "aeiou" for c in w)
     a = {"Reverse Letters": w[::-1], "Count Letters": len(w), "Count Vowels": vowels, "Spelling": dashed}.get(name, w)
-    return dict(key=f"{name}:{w}", w=w, a=a, dashed=dashed, n=r.choice(_W["names"]), must=[w])
+    return dict(key=f"{name}:{w}", w=w, a=a, dashed=dashed, n=r.choice(_TASK_WORDS["names"]), must=[w])
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #314404e5
 @_family("Count a Letter", "First or Last Letter")
 def _letter(r, name):
     w, which = r.choice(_POOL), r.choice(("first", "last"))
-    if name != "Count a Letter":
-        return dict(key=f"{which}:{w}", w=w, which=which, a=w[0 if which == "first" else -1])
+    if name == "First or Last Letter":
+        return dict(key=f"{which}:{w}", w=w, which=which, a=w[0] if which == "first" else w[-1])
     c = r.choice(w + "aest")
     return dict(key=f"letter:{c}:{w}", w=w, c=c, a=w.count(c))
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #6cbe6ffd
 @_family("Comparison Forms")
 def _degree(r, name):
-    (w, more, most), degree = r.choice(_W["adjectives"]), r.choice(("comparative", "superlative"))
+    w, more, most = r.choice(_TASK_WORDS["adjectives"])
+    degree = r.choice(("comparative", "superlative"))
     return dict(key=f"{degree}:{w}", w=w, degree=degree, a=more if degree == "comparative" else most)
 
 
 @_family("Rhyme")
 def _rhyme(r, name):
-    mine, other = r.sample(_W["rhymes"], 2)
-    (w, a), b = r.sample(mine, 2), r.choice(other)
+    group, another_group = r.sample(_TASK_WORDS["rhymes"], 2)
+    w, a = r.sample(group, 2)
+    b = r.choice(another_group)
     x, y = r.sample((a, b), 2)
     return dict(key=f"rhyme:{w}:{a}:{b}", w=w, a=a, x=x, y=y, others=[b])
 
@@ -175,7 +202,8 @@ def _unique(r, name):
 @_family("Words that Begin with")
 def _begin(r, name):
     c = r.choice("bcdfghlmprstw")
-    words = r.sample([w for w in _POOL if w[0] == c], r.randint(2, 3)) + r.sample([w for w in _POOL if w[0] != c], 3)
+    words = r.sample([w for w in _POOL if w[0] == c], r.randint(2, 3))
+    words += r.sample([w for w in _POOL if w[0] != c], 3)
     r.shuffle(words)
     found = [w for w in words if w[0] == c]
     return dict(key=f"begin:{' '.join(words)}", c=c, l=", ".join(words), a=", ".join(found), list=found)
@@ -193,166 +221,182 @@ def _groups(r, name):
     two = r.sample(list(_WORDS["kinds"].values()), 2)
     members = [r.sample(k["members"], r.randint(2, 3)) for k in two]
     words = r.sample(sum(members, []), sum(map(len, members)))
-    a = "\n".join(f"{k['many'].capitalize()}: {', '.join(w for w in words if w in m)}" for k, m in zip(two, members))
-    return dict(key=f"groups:{' '.join(sorted(words))}", l=", ".join(words), k=two[0]["many"], j=two[1]["many"], a=a)
+    lines = []
+    for k, chosen in zip(two, members):
+        lines.append(f"{k['many'].capitalize()}: {', '.join(w for w in words if w in chosen)}")
+    key = f"groups:{' '.join(sorted(words))}"
+    return dict(key=key, l=", ".join(words), k=two[0]["many"], j=two[1]["many"], a="\n".join(lines))
 
-
+# %% ../../nbs/03_curriculum/11_instructions.ipynb #82567915
 @_family("True or False")
 def _claim(r, name):
     words, other = r.sample(_POOL, r.randint(3, 6)), r.choice(_POOL)
     true, place = r.random() < 0.5, r.choice(("list", "first", "last"))
     if not true and other in words:
         return None
-    w = {"list": r.choice(words), "first": words[0], "last": words[-1]}[place] if true else other
-    q = f"the word {w} is in the list." if place == "list" else f"the {place} word is {w}."
-    return dict(
-        key=f"claim:{w}:{place}:{' '.join(words)}",
-        q=q[0].upper() + q[1:],
-        l=", ".join(words),
-        a=("false", "true")[true],
-        others=[("true", "false")[true]],
-    )
+    w = other
+    if true:
+        w = {"list": r.choice(words), "first": words[0], "last": words[-1]}[place]
+    claim = f"The word {w} is in the list." if place == "list" else f"The {place} word is {w}."
+    a, wrong = ("true", "false") if true else ("false", "true")
+    return dict(key=f"claim:{w}:{place}:{' '.join(words)}", q=claim, l=", ".join(words), a=a, others=[wrong])
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #b5cde441
+def _ordinal(n):
+    if n // 10 % 10 == 1:
+        return f"{n}th"
+    return f"{n}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(n % 10, 'th') }"
+
+
 @_family("Ordinals", "To Roman Numerals", "From Roman Numerals", "Number Words", "Digits")
 def _numeral(r, name):
-    n, form = r.randrange(1, 10 ** r.randint(1, 2 if "Roman" in name else 4)), "roman" if "Roman" in name else "words"
+    is_roman = "Roman" in name
+    n = r.randrange(1, 10 ** r.randint(1, 2 if is_roman else 4))
     if name == "Ordinals":
-        end = "th" if n // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-        return dict(key=f"ordinal:{n}", n=n, a=f"{n}{end}")
-    if "Roman" in name and r.random() < 0.3:
+        return dict(key=f"ordinal:{n}", n=n, a=_ordinal(n))
+    if is_roman and r.random() < 0.3:
         n = r.randrange(100, 400)
-    w = roman(n) if "Roman" in name else number_words(n)
-    return dict(key=f"{form}:{n}", n=n, w=w, a=n if name in ("Digits", "From Roman Numerals") else w)
+    w = roman(n) if is_roman else number_words(n)
+    a = n if name in ("Digits", "From Roman Numerals") else w
+    return dict(key=f"{'roman' if is_roman else 'words'}:{n}", n=n, w=w, a=a)
 
-
+# %% ../../nbs/03_curriculum/11_instructions.ipynb #49e73a43
 @_family("Unit Conversion")
 def _units(r, name):
-    u, v, k, most = r.choice(_W["units"])
+    u, v, k, most = r.choice(_TASK_WORDS["units"])
     n = r.randint(2, most)
-    return dict(key=f"unit:{u}:{n}", u=u, v=v, k=k, n=n, a=n * k, step=_note(n, "*", k), also=[_commute(n, "*", k)])
+    step, also = _write_step(n, "*", k), [_step_key(n, "*", k)]
+    return dict(key=f"unit:{u}:{n}", u=u, v=v, k=k, n=n, a=n * k, step=step, also=also)
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #702b3718
 @_family("Days Later")
 def _weekday(r, name):
-    i, n, days = r.randrange(7), r.randint(2, 20), _W["days"]
+    i, n, days = r.randrange(7), r.randint(2, 20), _TASK_WORDS["days"]
     a = days[(i + n) % 7]
     return dict(key=f"day:{days[i]}:{n}", d=days[i], n=n, a=a, others=[d for d in days if d != a])
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #2caa6944
 @_family("Date Later")
 def _date(r, name):
-    m, last = r.choice(list(_W["months"].items()))
+    m, last = r.choice(list(_TASK_WORDS["months"].items()))
     d, n = r.randint(1, last - 2), r.randint(2, 20)
     if d + n > last:
         return None
-    return dict(
-        key=f"date:{d} {m}:{n}", d=d, m=m, n=n, a=f"{d + n} {m}", step=_note(d, "+", n), also=[_commute(d, "+", n)]
-    )
+    step, also = _write_step(d, "+", n), [_step_key(d, "+", n)]
+    return dict(key=f"date:{d} {m}:{n}", d=d, m=m, n=n, a=f"{d + n} {m}", step=step, also=also)
 
 
 @_family("Clock")
 def _clock(r, name):
     h, m = r.randrange(24), r.choice((0, 5, 10, 15, 20, 30, 40, 45, 50, 55))
-    return dict(key=f"clock:{h}:{m}", t=f"{h:02}:{m:02}", a=f"{(h - 1) % 12 + 1}:{m:02} {'am' if h < 12 else 'pm'}")
+    half = "am" if h < 12 else "pm"
+    return dict(key=f"clock:{h}:{m}", t=f"{h:02}:{m:02}", a=f"{(h - 1) % 12 + 1}:{m:02} {half}")
 
-
+# %% ../../nbs/03_curriculum/11_instructions.ipynb #ee63b5a2
 @_family("Largest or Smallest")
 def _extreme(r, name):
-    numbers, which = r.sample(range(1, r.choice((100, 1000))), r.randint(4, 6)), r.choice(("largest", "smallest"))
+    numbers = r.sample(range(1, r.choice((100, 1000))), r.randint(4, 6))
+    which = r.choice(("largest", "smallest"))
     a = max(numbers) if which == "largest" else min(numbers)
     return dict(key=f"extreme:{sorted(numbers)}", l=", ".join(map(str, numbers)), which=which, a=a)
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #1bce74ac
 @_family("Reading", "Yes or No")
 def _reading(r, name):
-    people, facts = r.sample(_W["names"], 2), r.sample(_W["facts"], 2)
-    told = [(n, f, v) for f in facts for n, v in zip(people, r.sample(f["values"], 2))]
-    r.shuffle(told)
-    s = " ".join(f["say"].format(n=n, v=v) for n, f, v in told)
-    n, f, v = r.choice(told)
+    people, facts = r.sample(_TASK_WORDS["names"], 2), r.sample(_TASK_WORDS["facts"], 2)
+    statements = [(n, f, v) for f in facts for n, v in zip(people, r.sample(f["values"], 2))]
+    r.shuffle(statements)
+    s = " ".join(f["say"].format(n=n, v=v) for n, f, v in statements)
+    n, f, v = r.choice(statements)
     others = [o for o in f["values"] if o != v]
     if name == "Reading":
         return dict(key=f"read:{s}", s=s, q=r.choice(f["ask"]).format(n=n), a=v, others=others)
     yes = r.random() < 0.5
-    q, (other, a) = f["is"].format(n=n, v=v if yes else r.choice(others)), ("no", "yes") if yes else ("yes", "no")
-    return dict(key=f"read:{s}", s=s, q=q, a=a, others=[other])
+    q = f["is"].format(n=n, v=v if yes else r.choice(others))
+    a, wrong = ("yes", "no") if yes else ("no", "yes")
+    return dict(key=f"read:{s}", s=s, q=q, a=a, others=[wrong])
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #d6b392a1
 @_family("Extract Numbers", "Extract Names")
 def _extract(r, name):
-    (n, m, o), numbers = r.sample(_W["names"], 3), r.sample(range(2, 100), 3)
-    text = r.choice(_W["number_texts" if name == "Extract Numbers" else "name_texts"])
-    s = text.format(n=n, m=m, o=o, **dict(zip("abc", numbers)))
-    found = re.findall(r"\d+", s) if name == "Extract Numbers" else [w for w in re.findall(r"\w+", s) if w in (n, m, o)]
+    people, numbers = r.sample(_TASK_WORDS["names"], 3), r.sample(range(2, 100), 3)
+    text = r.choice(_TASK_WORDS["number_texts" if name == "Extract Numbers" else "name_texts"])
+    s = text.format(**dict(zip("nmo", people)), **dict(zip("abc", numbers)))
+    if name == "Extract Numbers":
+        found = re.findall(r"\d+", s)
+    else:
+        found = [w for w in re.findall(r"\w+", s) if w in people]
     return dict(key=f"extract:{s}", s=s, a=", ".join(found), list=found)
 
 
 @_family("Look Up")
 def _lookup(r, name):
-    people, (f, span) = r.sample(_W["names"], r.randint(3, 5)), r.choice(list(_W["lookups"].items()))
-    values = list(map(str, r.sample(range(span[0], span[1] + 1), len(people))))
-    s, i = "\n".join(map(": ".join, zip(people, values))), r.randrange(len(people))
-    return dict(key=f"look:{s}", s=s, f=f, n=people[i], a=values[i], others=values[:i] + values[i + 1 :])
+    people = r.sample(_TASK_WORDS["names"], r.randint(3, 5))
+    field, (low, high) = r.choice(list(_TASK_WORDS["lookups"].items()))
+    values = list(map(str, r.sample(range(low, high + 1), len(people))))
+    s = "\n".join(f"{n}: {v}" for n, v in zip(people, values))
+    i = r.randrange(len(people))
+    return dict(key=f"look:{s}", s=s, f=field, n=people[i], a=values[i], others=values[:i] + values[i + 1 :])
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #87400f2d
 @_family("JSON", "CSV", "Markdown Table")
 def _records(r, name):
-    people = [
-        (n, r.randint(5, 90), r.choice(_W["cities"]))
-        for n in r.sample(_W["names"], 1 if name == "JSON" else r.randint(1, 3))
-    ]
-    rows = [["name", "age", "city"]] + [list(map(str, p)) for p in people]
+    names = r.sample(_TASK_WORDS["names"], 1 if name == "JSON" else r.randint(1, 3))
+    people = [(n, r.randint(5, 90), r.choice(_TASK_WORDS["cities"])) for n in names]
     s = "\n".join(f"{n} is {age} years old and lives in {city}." for n, age, city in people)
-    a = {
-        "JSON": json.dumps(dict(zip(rows[0], people[0]))),
-        "CSV": "\n".join(map(",".join, rows)),
-        "Markdown Table": "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * 3, *rows[1:])),
-    }[name]
+    head, rows = ["name", "age", "city"], [list(map(str, p)) for p in people]
+    match name:
+        case "JSON":
+            a = json.dumps(dict(zip(head, people[0])))
+        case "CSV":
+            a = "\n".join(map(",".join, [head, *rows]))
+        case "Markdown Table":
+            a = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * 3, *rows])
     return dict(key=f"records:{s}", s=s, a=a)
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #acad2a48
 @_family("Order Steps")
-def _steps(r, name):
-    steps = r.choice(_W["recipes"])
+def _order(r, name):
+    steps = r.choice(_TASK_WORDS["recipes"])
     mixed = r.sample(steps, len(steps))
     if mixed == steps:
         return None
     right = "\n".join(f"{i}. {step}" for i, step in enumerate(steps, 1))
     return dict(key=f"steps:{' '.join(mixed)}", s="\n".join(f"- {m}" for m in mixed), a=right)
 
-
+# %% ../../nbs/03_curriculum/11_instructions.ipynb #17489fb4
 @_family("E-mail", "Thank-you Note", "Fill a Template")
-def _write(r, name):
-    n, o = r.sample(_W["names"], 2)
-    d, c, t, g, text = (r.choice(_W[k]) for k in ("days", "cities", "occasions", "gifts", "templates"))
-    must, a = [n, o, g] if name == "Thank-you Note" else [n, o, t, d], text
-    for gap, value in (("[name]", n), ("[day]", d), ("[city]", c)):
-        a = a.replace(gap, value)
-    key = f"{text}:{n}:{d}:{c}" if name == "Fill a Template" else ":".join(must)
-    return dict(
-        key=f"{name}:{key}", n=n, o=o, t=t, d=d, g=g, must=must, a=a, s=f"{text}\nname: {n}\nday: {d}\ncity: {c}"
-    )
+def _letter_or_note(r, name):
+    n, o = r.sample(_TASK_WORDS["names"], 2)  # sender and receiver
+    lists = ("days", "cities", "occasions", "gifts", "templates")
+    day, city, occasion, gift, template = (r.choice(_TASK_WORDS[k]) for k in lists)
+    slots = dict(n=n, o=o, d=day, t=occasion, g=gift)
+    if name == "Fill a Template":
+        slots |= dict(key=f"{name}:{template}:{n}:{day}:{city}", s=f"{template}\nname: {n}\nday: {day}\ncity: {city}")
+        return slots | dict(a=template.replace("[name]", n).replace("[day]", day).replace("[city]", city))
+    must = [n, o, gift] if name == "Thank-you Note" else [n, o, occasion, day]
+    return slots | dict(key=f"{name}:{':'.join(must)}", must=must)
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #315d97a7
 def _draw(family, split, r):
     "A random exercise of a family and split, or None where chance failed or hit another split."
     name = family.removeprefix("Task: ")
-    slots, table = _MAKERS[name](r, name), _ASK[name]
+    slots, table = _MAKERS[name](r, name), _TEMPLATES[name]
     if not slots or split_of(slots["key"]) != split:
         return None
-    if split != "test" and {split_of(k) for k in slots.get("also", ())} - {"train", split}:
+    also = {split_of(k) for k in slots.get("also", ())}
+    if split != "test" and not also <= {"train", split}:
         return None
     if "a" in slots:
         slots["A"] = str(slots["a"]).capitalize()
     ask, reply = r.choice(table["ask"]).format(**slots), r.choice(table["reply"]).format(**slots)
-    if not _apart(split, reply):
+    if not _steps_allowed(split, reply):
         return None
     if "input" in table:
         ask += "\n\nInput: " + table["input"].format(**slots)
-    return Item(family, slots["key"], ask, reply, _JUDGES[table["judge"]](slots))
+    return Item(family, slots["key"], ask, reply, _reply_check(table["judge"], slots))
 
-
+# %% ../../nbs/03_curriculum/11_instructions.ipynb #3d1b2808
 def instruction_parts(
     item: Item,  # any exercise
 ) -> tuple[str, str]:  # the second is empty where there is no input
@@ -367,4 +411,4 @@ def instruction_examples(
     weights: dict = None,  # relative frequency of each family; `INSTRUCTION_FAMILIES` if not given
 ):  # endless `Item`s
     "Endless tasks. Raises `InputError` for unknown names or unusable weights."
-    yield from stream(_draw, INSTRUCTION_FAMILIES, split, seed, weights)
+    yield from family_stream(_draw, INSTRUCTION_FAMILIES, split, seed, weights)

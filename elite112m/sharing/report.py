@@ -29,9 +29,10 @@ def svg(fig) -> str:
     with plt.rc_context({"svg.fonttype": "none"}):
         fig.savefig(out, format="svg", bbox_inches="tight")
     plt.close(fig)
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    text = out.getvalue()
+    return text[text.index("<svg") :]
 
-
+# %% ../../nbs/09_sharing/01_report.ipynb #1ae2619f
 def curves(run: Run) -> str:
     "Loss curves of pretraining and fine-tuning, and the throughput, as SVG."
     import matplotlib.pyplot as plt
@@ -39,12 +40,12 @@ def curves(run: Run) -> str:
     fig, axes = plt.subplots(1, 3, figsize=(12, 3), width_ratios=[3, 3, 2])
     trained = [s for s in ("pretrain", "sft") if s in stages_of(run.preset)]
     for ax, stage in zip(axes, trained):
-        plot_metrics(read_metrics(run.folder(stage) / "metrics.jsonl"), ax, stage)
+        metrics = read_metrics(run.folder(stage) / "metrics.jsonl")
+        plot_metrics(metrics, ax, stage)
+        rows = [r for r in metrics if "tok_s" in r]
+        axes[2].plot([r["step"] for r in rows], [r["tok_s"] for r in rows], label=stage)
     if len(trained) < 2:
         axes[1].remove()
-    for stage in trained:
-        rows = [r for r in read_metrics(run.folder(stage) / "metrics.jsonl") if "tok_s" in r]
-        axes[2].plot([r["step"] for r in rows], [r["tok_s"] for r in rows], label=stage)
     axes[2].set(xlabel="step", ylabel="tokens/s", title="throughput", ylim=(0, None))
     axes[2].grid(alpha=0.25)
     axes[2].legend(frameon=False)
@@ -60,36 +61,44 @@ def bars(results: dict) -> str:
     draw_rows(ax, results)
     return svg(fig)
 
+# %% ../../nbs/09_sharing/01_report.ipynb #20061579
+def _samples(run):
+    "The first evaluated item of every other category."
+    lines = (run.folder("evaluate") / "generations.jsonl").read_text(encoding="utf-8").splitlines()
+    first = {}
+    for generation in map(json.loads, lines):
+        first.setdefault(generation["category"], generation)
+    return list(first.values())[::2]
+
+
+def _last(metrics, name):
+    return [r[name] for r in metrics if name in r][-1]
+
 # %% ../../nbs/09_sharing/01_report.ipynb #a59cb1e0
 def report_figures(run: Run) -> dict:
     "All that the page shows, read from the run's records."
     stages = stages_of(run.preset)
     records = {s: run.record(s) for s in stages}
-    generations = [
-        json.loads(line)
-        for line in (run.folder("evaluate") / "generations.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    first = list({g["category"]: g for g in reversed(generations)}.values())[::-1]
     trained = "pretrain" if "pretrain" in stages else "sft"
     metrics = read_metrics(run.folder(trained) / "metrics.jsonl")
-    weights = run.folder("sft") / "model.safetensors"
+    settings = [f"{k}={v}" for s in stages for k, v in settings_of(run.preset, s).items()]
     return {
         "run": run.path.name,
         "info": run.info,
         "preset": run.preset,
-        "settings": "\n".join(f"{k}={v}" for s in stages for k, v in settings_of(run.preset, s).items()),
+        "settings": "\n".join(settings),
         "records": records,
         "manifest": read_json(run.folder("prepare") / "manifest.json") if "prepare" in stages else None,
         "parameters": read_config(run.folder("sft") / "config.json").n_params,
         "trained": trained,
-        "tokens": [r["tokens"] for r in metrics if "tokens" in r][-1],
+        "tokens": _last(metrics, "tokens"),
         "results": read_json(run.folder("evaluate") / "results.json"),
         "published": PUBLISHED,
         "notes": NOTES,
         "form_only": FORM_ONLY,
-        "samples": first[::2],
-        "weights_mb": weights.stat().st_size / 1e6,
-        "val_loss": [r["val_loss"] for r in metrics if "val_loss" in r][-1],
+        "samples": _samples(run),
+        "weights_mb": (run.folder("sft") / "model.safetensors").stat().st_size / 1e6,
+        "val_loss": _last(metrics, "val_loss"),
         "tok_s": sorted(r["tok_s"] for r in metrics if "tok_s" in r),
         "seconds": sum(r["seconds"] for r in records.values()),
         "memory": max(r["peak_memory_gb"] for r in records.values()),
@@ -99,17 +108,12 @@ def report_figures(run: Run) -> dict:
 def write_report(run: Run) -> Path:
     "Write `report.html` of a finished run and return its path. Raises `InputError` where a stage is missing."
     for s in stages_of(run.preset):
-        require(
-            run.status(s) == "done",
-            f"the report needs all stages of the run; {s} of {run.path} is {run.status(s)}: elite112m {s} --run {run.path}",
-        )
+        missing = f"{s} of {run.path} is {run.status(s)}: elite112m {s} --run {run.path}"
+        require(run.status(s) == "done", f"the report needs all stages of the run; {missing}")
     template = resources.files("elite112m").joinpath("assets/report.html").read_text(encoding="utf-8")
     shown = report_figures(run)
-    page = (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(curves=curves(run), bars=bars(shown["results"]), **shown)
-    )
+    template = Environment(autoescape=True).from_string(template)
+    page = template.render(curves=curves(run), bars=bars(shown["results"]), **shown)
     with atomic(run.path / "report.html") as tmp:
         tmp.write_text(page, encoding="utf-8")
     return run.path / "report.html"

@@ -1,4 +1,7 @@
-"""What pays in other projects, tried on nano: `python nbs/studies/extras.py RUN OUT.csv [VARIANT...]` (RUN has prepared data)."""
+"""Small changes that help in other projects, tried on nano.
+
+`python nbs/studies/extras.py RUN OUT.csv [VARIANT...]`, where the run folder RUN has prepared data.
+"""
 
 import csv
 import sys

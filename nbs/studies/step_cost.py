@@ -1,4 +1,7 @@
-"""Processor seconds of a training step of nano with either recipe, taking turns: `OMP_NUM_THREADS=1 python nbs/studies/step_cost.py RUN`."""
+"""Processor seconds of a training step of nano with either recipe, taking turns.
+
+`OMP_NUM_THREADS=1 python nbs/studies/step_cost.py RUN`, where the run folder RUN has prepared data.
+"""
 
 import statistics
 import sys

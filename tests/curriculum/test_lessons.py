@@ -1,4 +1,4 @@
-"What is exported for training keeps away from the exam, and what it calculates is true. Evaluation is a room below the exercises, so these checks cannot stand in their notebooks."
+"The exercises for training contain nothing of the exam, and their calculations are right."
 
 import hashlib
 import json
@@ -8,9 +8,8 @@ from itertools import islice
 import pyarrow.parquet as pq
 import pytest
 
-from elite112m.curriculum import arithmetic, instructions
-from elite112m.curriculum import lessons as curriculum
-from elite112m.curriculum.lessons import CATEGORIES, SPLITS, _commute, split_of
+from elite112m.curriculum import arithmetic, instructions, lessons
+from elite112m.curriculum.lessons import CATEGORIES, SPLITS, _step_key, split_of
 from elite112m.curriculum.mixture import mixture, write_alpaca, write_gsm8k
 from elite112m.evaluation.checks import check, well_formed_math
 from elite112m.evaluation.suite import suite
@@ -63,7 +62,7 @@ STEP = re.compile(r"<<(\d+)([-+*/])(\d+)=")
 
 def test_no_step_of_the_test_in_the_export(exported):
     texts = [a for rows in exported for _, a in rows]
-    keys = {_commute(int(a), op, int(b)) for t in texts for a, op, b in STEP.findall(t)}
+    keys = {_step_key(int(a), op, int(b)) for t in texts for a, op, b in STEP.findall(t)}
     assert len(keys) > 10_000 and {split_of(k) for k in keys} == {"train"}
     assert sum(len(STEP.findall(t)) for t in texts) == sum(t.count("<<") for t in texts), (
         "a step with other than two operands"
@@ -78,7 +77,7 @@ def test_every_step_is_true(exported):
 
 
 def test_every_reply_passes_its_check():
-    "Of the two new rooms; the curriculum's are tested where they are judged."
+    "Those of arithmetic and instructions; the replies of the lessons are tested with the suite."
     for examples in (arithmetic.arithmetic_examples, instructions.instruction_examples):
         for split in SPLITS:
             wrong = [i for i in islice(examples(split, 5), 1_500) if not check(i.reply, i.check, i.prompt)]
@@ -94,13 +93,13 @@ def test_splits_are_disjoint():
 
 
 def test_plurals_of_the_exam_are_not_given_away():
-    "Some are shown by the curriculum itself in passing; the new rooms add none to them."
-    held = {many for one, many in curriculum._WORDS["nouns"] if split_of(f"plural:{one}") == "test"}
+    "The lessons mention some plurals in other exercises; arithmetic and instructions add none to them."
+    held = {many for one, many in lessons._WORDS["nouns"] if split_of(f"plural:{one}") == "test"}
 
     def shown(texts):
         return held & set(re.findall(r"[a-z]+", " ".join(texts).casefold()))
 
-    before = shown(f"{i.prompt} {i.reply}" for i in islice(curriculum.lesson_examples(), 40_000))
+    before = shown(f"{i.prompt} {i.reply}" for i in islice(lessons.lesson_examples(), 40_000))
     after = shown(
         f"{i.prompt} {i.reply}" for i in islice(mixture(weights={"arithmetic": 1, "instructions": 1}), 20_000)
     )
@@ -116,13 +115,13 @@ def test_the_35_categories_are_what_they_were():
 
     for seed in (0, 1):
         for s in SPLITS:
-            for i in islice(curriculum.lesson_examples(s, seed), 2_000):
+            for i in islice(lessons.lesson_examples(s, seed), 2_000):
                 feed(i)
         for s in SPLITS[:2]:
-            for text in islice(curriculum.lesson_documents(s, seed), 300):
+            for text in islice(lessons.lesson_documents(s, seed), 300):
                 digest.update(text.encode())
     for c in CATEGORIES:
         for s in SPLITS:
-            for i in curriculum.items(c, s, 30):
+            for i in lessons.items(c, s, 30):
                 feed(i)
     assert digest.hexdigest() == "0c30c8856e74ba34fd5daeca5675c1ee4b678560e56490af657aee49987627d6"
