@@ -1,8 +1,8 @@
 """How fast data are prepared and read, against what they are made of, side by side in one run.
 
-    python benchmarks/data.py TEXT.parquet[:column=NAME] ...     # tokens/s of `prepare` against tokenizers' own encode_batch
-    python benchmarks/data.py --memory TEXT.parquet              # peak memory for a jsonl of 1 GB made by repeating it, dedup off
-    python benchmarks/data.py --loader TEXT.parquet              # tokens/s of the loader from the page cache
+    python benchmarks/data.py TEXT.parquet[:column=NAME] ...  # tokens/s of `prepare` against encode_batch alone
+    python benchmarks/data.py --memory TEXT.parquet           # peak memory for 1 GB of jsonl made by repeating it, no dedup
+    python benchmarks/data.py --loader TEXT.parquet           # tokens/s of the loader from the page cache
 
 SmolLM2's tokenizer (elite112m tokenizer fetch). Each figure is the median of `--repeats` alternating runs.
 """
@@ -44,7 +44,8 @@ def rates(sources, repeats):
             manifest = json.loads((prepare_in(folder, sources) / "manifest.json").read_text())
             ours = sum(s["tokens"] for s in manifest["splits"].values()) / (time.perf_counter() - start)
         print(
-            f"  encode_batch {theirs:12,.0f} tok/s   prepare, from file to checked shards {ours:12,.0f} tok/s   ratio {ours / theirs:.2f}",
+            f"  encode_batch {theirs:12,.0f} tok/s   prepare, from file to checked shards {ours:12,.0f} tok/s   "
+            f"ratio {ours / theirs:.2f}",
             flush=True,
         )
         found.append(ours / theirs)
@@ -85,7 +86,8 @@ def memory(source, gigabytes=1.0):
         done.set()
         n = sum(s["tokens"] for s in manifest["splits"].values())
         print(
-            f"{n:,} tokens in {time.perf_counter() - start:.0f} s; peak of all processes together {peak[0] / 2**30:.2f} GiB (shared pages counted in each), of the largest {peak[1] / 2**30:.2f} GiB"
+            f"{n:,} tokens in {time.perf_counter() - start:.0f} s; peak of all processes together "
+            f"{peak[0] / 2**30:.2f} GiB (shared pages counted in each), of the largest {peak[1] / 2**30:.2f} GiB"
         )
 
 
@@ -105,10 +107,9 @@ def loader(source, repeats):
                             b[n]
                             n += 1
                         found.append(n * size * context / (time.perf_counter() - start))
-                    print(
-                        f"{packing:10} context {context:5} x {size:4}  document ids {str(doc_mask):5}: {statistics.median(found) / 1e6:7.0f} M tok/s",
-                        flush=True,
-                    )
+                    rate = statistics.median(found) / 1e6
+                    shape = f"{packing:10} context {context:5} x {size:4}  document ids {str(doc_mask):5}"
+                    print(f"{shape}: {rate:7.0f} M tok/s", flush=True)
 
 
 if __name__ == "__main__":

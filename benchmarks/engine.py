@@ -1,7 +1,7 @@
 """What the training loop costs beside the training: its overhead, and how long a checkpoint holds it up.
 
-python benchmarks/engine.py --overhead              # nano, 200 steps: share of the training time that is not forward, backward, optimizer
-python benchmarks/engine.py --checkpoint            # elite112m's weights and AdamW's moments: seconds that a save takes away from training
+python benchmarks/engine.py --overhead    # nano, 200 steps: time that is not forward, backward or optimizer
+python benchmarks/engine.py --checkpoint  # elite112m's weights and moments: seconds that a save takes from training
 python benchmarks/engine.py --checkpoint --optimizer muon
 """
 
@@ -68,10 +68,9 @@ def overhead(steps):
     rows = [r for r in read_metrics(job.folder / "metrics.jsonl") if "tok_s" in r]
     tokens = rows[0]["tokens"] / rows[0]["step"]
     seconds = sum((b["step"] - a["step"]) * tokens / b["tok_s"] for a, b in zip([{"step": 0}, *rows], rows))
-    print(
-        f"{steps} steps, {seconds / steps * 1e3:.1f} ms each: {sum(busy) / seconds:.2%} forward, backward, optimizer; {1 - sum(busy) / seconds:.2%} everything else, "
-        f"of it {sum(r['wait'] / r['tok_s'] for r in rows) / sum(1 / r['tok_s'] for r in rows):.2%} waiting for data"
-    )
+    work, wait = sum(busy) / seconds, sum(r["wait"] / r["tok_s"] for r in rows) / sum(1 / r["tok_s"] for r in rows)
+    print(f"{steps} steps, {seconds / steps * 1e3:.1f} ms each: {work:.2%} forward, backward, optimizer;")
+    print(f"{1 - work:.2%} everything else, of it {wait:.2%} waiting for data")
     shutil.rmtree(run.parent)
 
 
@@ -91,9 +90,8 @@ def checkpoint(optimizer):
         stalled = time.perf_counter() - start
         t.saver.finish()
         size = sum(f.stat().st_size for f in (t.folder / f"checkpoints/step-{t.step:08d}").iterdir())
-        print(
-            f"{size / 1e9:.2f} GB: training stands still for {stalled:.2f} s, the rest is written in {time.perf_counter() - start - stalled:.1f} s beside it"
-        )
+        beside = time.perf_counter() - start - stalled
+        print(f"{size / 1e9:.2f} GB: training waits {stalled:.2f} s, the rest is written in {beside:.1f} s beside it")
     shutil.rmtree(run.path)
 
 

@@ -1,14 +1,14 @@
-"""What an outage of the tracking service costs: nano pretrainings with tracking to a dead service and without, taking turns.
+"""What an outage of the tracking service costs: nano pretrainings with a dead service and without, taking turns.
 
     python benchmarks/tracking.py                        # a service that takes connections and never answers
     python benchmarks/tracking.py --service refuse       # one that is not there
     python benchmarks/tracking.py --steps 720 --rounds 5 # the whole of nano's pretraining
 
-Each pretraining is the real command on its own copy of one prepared run. Printed are the stage's seconds by its own record (the kernel's
-start left out) and, of each round, tracked / untracked. The bar is a median of at most 1.01. Every third pretraining is untracked
-as well: the ratio of two untracked ones shows how far the machine's noise reaches. On a shared machine that is further than the bar, so
-the kernel is asked too (Linux): for how many seconds training was ready to run while somebody else had its processor. That is what another
-process on this machine can take from it, and neighbours do not disturb it.
+Each pretraining is the real command on its own copy of one prepared run. Printed are the stage's seconds by its own
+record (without the start of its Jupyter kernel) and, of each round, tracked / untracked. The bar is a median of at
+most 1.01. Every third pretraining is untracked as well: the ratio of two untracked ones shows the noise of the machine.
+On a shared machine that is more than the bar, so Linux is asked too: for how many seconds training was ready to run
+while something else had its processor. That is what another process on this machine can take from it.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def dead_service(kind):
 
 
 def waited(pid):
-    "Seconds that the threads of a process were ready and had no processor (sched-stats of the Linux kernel: nanoseconds run, waited, turns)."
+    "Seconds that the threads of a process were ready and had no processor, from Linux's schedstat (run, waited, turns)."
     return sum(int(f.read_text().split()[1]) for f in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
@@ -115,16 +115,14 @@ if __name__ == "__main__":
             ratios.append(tracked / ((before + after) / 2))
             noise.append(after / before)
             waits.append((w1 - (w0 + w2) / 2) / tracked)
+            state = f"{how['state']}: {how['why'][:60]}"
             print(
-                f"untracked {before:6.1f} s   tracked {tracked:6.1f} s ({how['state']}: {how['why'][:60]})   untracked {after:6.1f} s   ratio {ratios[-1]:.4f}   "
-                f"waited {w0:.2f}, {w1:.2f}, {w2:.2f} s",
-                flush=True,
+                f"untracked {before:6.1f} s   tracked {tracked:6.1f} s ({state})   untracked {after:6.1f} s   ", end=""
             )
+            print(f"ratio {ratios[-1]:.4f}   waited {w0:.2f}, {w1:.2f}, {w2:.2f} s", flush=True)
         if a.service == "hang" and not heard:
             sys.exit("nothing came to the service: its silence cost nothing because nobody asked")
-        print(
-            f"tracked / untracked, median of {a.rounds}: {statistics.median(ratios):.4f}; untracked / untracked: {min(noise):.4f} to {max(noise):.4f}"
-        )
-        print(
-            f"waited for a processor because of the follower, all threads together, median share of the time: {statistics.median(waits):.2%}"
-        )
+        print(f"tracked / untracked, median of {a.rounds}: {statistics.median(ratios):.4f}; ", end="")
+        print(f"untracked / untracked: {min(noise):.4f} to {max(noise):.4f}")
+        print("waited for a processor because of the uploader, all threads together, ", end="")
+        print(f"median share of the time: {statistics.median(waits):.2%}")
