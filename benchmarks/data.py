@@ -1,7 +1,7 @@
 """How fast data are prepared and read, against what they are made of, side by side in one run.
 
-    python benchmarks/data.py TEXT.parquet[:column=NAME] ...  # tokens/s of `prepare` against encode_batch alone
-    python benchmarks/data.py --memory TEXT.parquet           # peak memory for 1 GB of jsonl made by repeating it, no dedup
+    python benchmarks/data.py TEXT.parquet[:column=NAME] ...  # tokens/s of `prepare` and encode_batch
+    python benchmarks/data.py --memory TEXT.parquet           # peak memory for 1 GB of jsonl, no dedup
     python benchmarks/data.py --loader TEXT.parquet           # tokens/s of the loader from the page cache
 
 SmolLM2's tokenizer (elite112m tokenizer fetch). Each figure is the median of `--repeats` alternating runs.

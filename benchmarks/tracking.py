@@ -47,7 +47,7 @@ def dead_service(kind):
 
 
 def waited(pid):
-    "Seconds that the threads of a process were ready and had no processor, from Linux's schedstat (run, waited, turns)."
+    "Seconds that a process's threads were ready and had no processor, from Linux's schedstat (run, waited, turns)."
     return sum(int(f.read_text().split()[1]) for f in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
