@@ -36,14 +36,17 @@ class ChatModel:
         tok = open_tokenizer(folder)
         return cls(as_format(open_model(folder, pick_device(device)), format), tok, str(path))
 
-    @property
-    def context(self) -> int:
-        "The most tokens that prompt and answer may have together."
-        return self.model.config.context
+# %% ../../nbs/07_chat/10_chat_model.ipynb #54e6b294
+@patch(as_prop=True)
+def context(self: ChatModel) -> int:
+    "The most tokens that prompt and answer may have together."
+    return self.model.config.context
 
-    def prompt(self, messages) -> list[int]:
-        "Ids of a conversation up to where the assistant speaks."
-        return render(self.tok, messages)[0]
+
+@patch
+def prompt(self: ChatModel, messages) -> list[int]:
+    "Ids of a conversation up to where the assistant speaks."
+    return render(self.tok, messages)[0]
 
 # %% ../../nbs/07_chat/10_chat_model.ipynb #cm000010
 @patch

@@ -80,7 +80,7 @@ class Token:
     logprob: float  # natural logarithm of its probability
     top: tuple  # (text, logprob) of the likeliest tokens, best first
 
-
+# %% ../../nbs/07_chat/11_conversation.ipynb #6ed25ea6
 def token_logprobs(
     tok,
     i: int,  # the token that was chosen
@@ -107,17 +107,20 @@ class Answer:
     seconds: float = 0.0  # in all
     parts: tuple = ()  # (text, `Token` or None) as they came
 
-    @property
-    def rate(self) -> float:
-        "Tokens a second, after the first."
-        if self.tokens <= 1:
-            return 0.0
-        return (self.tokens - 1) / max(self.seconds - self.waited, 1e-9)
+# %% ../../nbs/07_chat/11_conversation.ipynb #baf53874
+@patch(as_prop=True)
+def rate(self: Answer) -> float:
+    "Tokens a second, after the first."
+    if self.tokens <= 1:
+        return 0.0
+    return (self.tokens - 1) / max(self.seconds - self.waited, 1e-9)
 
-    def __str__(self):
-        rate = f", {self.rate:.1f} tok/s" if self.rate else ""
-        ending = {"stop": "", "length": ", cut at the length limit"}.get(self.finish, ", stopped")
-        return f"{self.tokens} tokens{rate}{ending}"
+
+@patch
+def __str__(self: Answer):
+    rate = f", {self.rate:.1f} tok/s" if self.rate else ""
+    ending = {"stop": "", "length": ", cut at the length limit"}.get(self.finish, ", stopped")
+    return f"{self.tokens} tokens{rate}{ending}"
 
 # %% ../../nbs/07_chat/11_conversation.ipynb #tk82acb0
 class _AnswerParts:
@@ -145,19 +148,21 @@ class _AnswerParts:
         self.parts.append((text, token))
         return self.on_part(text, token) if self.on_part else None
 
-    def on_token(self, row, i, logits):
-        "What `generate` calls with each token; true if the answer is to end."
-        self.n_tokens += 1
-        self.first_token_at = self.first_token_at or time.perf_counter()
-        ended = i in self.ends
-        text = self.stream.rest() if ended else self.stream(i)
-        token = None if self.top is None else token_logprobs(self.tok, i, logits, self.top)
-        stop = self.add(text, token)
-        if ended or self.stream.done:
-            self.finish = "stop"
-        elif stop:
-            self.finish = "stopped"
-        return stop or self.stream.done
+# %% ../../nbs/07_chat/11_conversation.ipynb #b8c4ab0c
+@patch
+def on_token(self: _AnswerParts, row, i, logits):
+    "What `generate` calls with each token; true if the answer is to end."
+    self.n_tokens += 1
+    self.first_token_at = self.first_token_at or time.perf_counter()
+    ended = i in self.ends
+    text = self.stream.rest() if ended else self.stream(i)
+    token = None if self.top is None else token_logprobs(self.tok, i, logits, self.top)
+    stop = self.add(text, token)
+    if ended or self.stream.done:
+        self.finish = "stop"
+    elif stop:
+        self.finish = "stopped"
+    return stop or self.stream.done
 
 # %% ../../nbs/07_chat/11_conversation.ipynb #tk382f7f
 def respond(
@@ -231,13 +236,17 @@ class Chat:
 
         return cls(ChatModel.open(path, device, format), **kw)
 
-    def set(self, **values):
-        "Change settings: all of them or, if one is illegal, none. Raises `InputError`."
-        self.settings |= read_settings(values)
+# %% ../../nbs/07_chat/11_conversation.ipynb #e890625e
+@patch
+def set(self: Chat, **values):
+    "Change settings: all of them or, if one is illegal, none. Raises `InputError`."
+    self.settings |= read_settings(values)
 
-    def set_system(self, text: str = None):
-        "Set the system message, which is kept however long the conversation grows. Raises `InputError`."
-        self.system = _checked((text or "").strip(), self.model.context, "the system message")
+
+@patch
+def set_system(self: Chat, text: str = None):
+    "Set the system message, which is kept however long the conversation grows. Raises `InputError`."
+    self.system = _checked((text or "").strip(), self.model.context, "the system message")
 
 # %% ../../nbs/07_chat/11_conversation.ipynb #e1b51e27
 @patch
@@ -299,7 +308,7 @@ def undo(self: Chat) -> str:
     self.forgotten = min(self.forgotten, len(self.exchanges))
     return last.user
 
-
+# %% ../../nbs/07_chat/11_conversation.ipynb #184327f4
 @patch
 def retry(self: Chat, on_part=None, **how) -> Answer:
     "Answer the last question again, in place of the last answer. At temperature 0 it is the same answer."
@@ -327,7 +336,7 @@ def _file(name) -> Path:
     require(path and "\0" not in str(name), f"{str(name)[:60]!r} is no path of a file")
     return path
 
-
+# %% ../../nbs/07_chat/11_conversation.ipynb #142998d3
 def _read_saved(path):
     "The saved conversation in `path`. Raises `InputError` for a file that is none."
     try:

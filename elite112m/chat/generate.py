@@ -11,6 +11,7 @@ import zlib
 from contextlib import contextmanager
 
 import torch
+from fastcore.basics import patch
 
 from ..core.config import require
 
@@ -118,20 +119,25 @@ class TextStream:
             text = text[: len(text) - self._held_back(text)]
         return self._show(text)
 
-    def _held_back(self, text):
-        "The length of the longest end of `text` that may begin a stop string."
-        beginnings = [s[:k] for s in self.stop_strings for k in range(1, len(s))]
-        return max((len(b) for b in beginnings if text.endswith(b)), default=0)
-
-    def rest(self) -> str:
-        "What was held back, once no more tokens come."
-        return "" if self.done else self._show(self.tok.decode(self.ids))
-
     def _show(self, text):
+        "The part of `text` that has not been returned yet."
         if not text.startswith(self.shown):
             return ""
         new, self.shown = text[len(self.shown) :], text
         return new
+
+# %% ../../nbs/07_chat/00_generate.ipynb #9deaa44f
+@patch
+def _held_back(self: TextStream, text):
+    "The length of the longest end of `text` that may begin a stop string."
+    beginnings = [s[:k] for s in self.stop_strings for k in range(1, len(s))]
+    return max((len(b) for b in beginnings if text.endswith(b)), default=0)
+
+
+@patch
+def rest(self: TextStream) -> str:
+    "What was held back, once no more tokens come."
+    return "" if self.done else self._show(self.tok.decode(self.ids))
 
 # %% ../../nbs/07_chat/00_generate.ipynb #7ab03c95
 MAX_NEW_TOKENS = 128  # the usual length limit of an answer, tokens

@@ -48,7 +48,7 @@ class ContentPart(_StrictModel):
     type: Literal["text"]
     text: str
 
-
+# %% ../../nbs/07_chat/14_openai_api.ipynb #c3e18ec9
 class Message(_StrictModel):
     "A message of the conversation."
 
@@ -78,9 +78,17 @@ class ResponseFormat(_StrictModel):
 
 
 _Zero = Annotated[float, Field(ge=0, le=0)]
+
+
 _EmptyList = Annotated[list, Field(max_length=0)]
+
+# %% ../../nbs/07_chat/14_openai_api.ipynb #b239f3d7
 _ShortText = Annotated[str, Field(max_length=1000)]
+
+
 _StopString = Annotated[str, Field(min_length=1, max_length=200)]
+
+
 _PositiveInt = Annotated[int, Field(ge=1)]
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #38dedf0b
@@ -114,9 +122,11 @@ _setting_fields = {
     for s in ANSWER_SETTINGS.values()
     if s.name != "max_new_tokens"
 }
+
+
 _RequestWithSettings = create_model("_RequestWithSettings", __base__=_CommonRequest, **_setting_fields)
 
-
+# %% ../../nbs/07_chat/14_openai_api.ipynb #0e3a84f8
 class ChatRequest(_RequestWithSettings):
     "A request to `/v1/chat/completions`."
 
@@ -131,7 +141,7 @@ class ChatRequest(_RequestWithSettings):
     response_format: ResponseFormat = ResponseFormat(type="text")
     modalities: list[Literal["text"]] = ["text"]
 
-
+# %% ../../nbs/07_chat/14_openai_api.ipynb #ca355902
 class CompletionRequest(_RequestWithSettings):
     "A request to `/v1/completions`, the older interface that continues plain text."
 
@@ -153,7 +163,7 @@ def _json_object(body):
         raise APIError(400, "the body is not a JSON object")
     return found
 
-
+# %% ../../nbs/07_chat/14_openai_api.ipynb #41668ed4
 def read_request(kind, body: bytes):
     "A checked request of class `kind`. Raises `APIError` that says what is wrong and where."
     try:
@@ -227,7 +237,7 @@ def chat_logprobs(parts) -> dict:
             content.append(_token_entry(t.text, t.logprob) | {"top_logprobs": [_token_entry(*a) for a in t.top]})
     return {"content": content}
 
-
+# %% ../../nbs/07_chat/14_openai_api.ipynb #af2a6521
 def completion_logprobs(parts) -> dict:
     "The tokens of an answer in the older form."
     tokens = [t for _, t in parts if t]
@@ -253,23 +263,27 @@ class ResponseBuilder:
         prefix = "chatcmpl-" if self.is_chat else "cmpl-"
         self.head = {"id": prefix + uuid.uuid4().hex, "created": int(time.time()), "model": name}
 
-    def _choice(self, parts, done: Answer = None) -> dict:
-        "The fields of a choice besides its text; `done` is the finished answer."
-        logprobs = None
-        # 0 alternatives of the older interface are a request for log-probabilities, False of the newer is none.
-        asked = self.request.logprobs is not None and self.request.logprobs is not False
-        if asked and parts is not None:
-            logprobs = (chat_logprobs if self.is_chat else completion_logprobs)(parts)
-        reason = None
-        if done:
-            reason = "stop" if done.finish == "stop" else "length"
-        return {"index": 0, "finish_reason": reason, "logprobs": logprobs}
+# %% ../../nbs/07_chat/14_openai_api.ipynb #a453ac36
+@patch
+def _choice(self: ResponseBuilder, parts, done: Answer = None) -> dict:
+    "The fields of a choice besides its text; `done` is the finished answer."
+    logprobs = None
+    # 0 alternatives of the older interface are a request for log-probabilities, False of the newer is none.
+    asked = self.request.logprobs is not None and self.request.logprobs is not False
+    if asked and parts is not None:
+        logprobs = (chat_logprobs if self.is_chat else completion_logprobs)(parts)
+    reason = None
+    if done:
+        reason = "stop" if done.finish == "stop" else "length"
+    return {"index": 0, "finish_reason": reason, "logprobs": logprobs}
 
-    def _additions(self, a: Answer, chat) -> dict:
-        "Our own fields, where they have something to say."
-        forgotten = {"forgotten": chat.forgotten} if chat and chat.forgotten else {}
-        stopped = {"stopped": "time"} if a.finish == "stopped" else {}
-        return forgotten | stopped
+# %% ../../nbs/07_chat/14_openai_api.ipynb #ac75a51d
+@patch
+def _additions(self: ResponseBuilder, a: Answer, chat) -> dict:
+    "Our own fields, where they have something to say."
+    forgotten = {"forgotten": chat.forgotten} if chat and chat.forgotten else {}
+    stopped = {"stopped": "time"} if a.finish == "stopped" else {}
+    return forgotten | stopped
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #17a7eae9
 @patch
@@ -284,7 +298,7 @@ def whole(self: ResponseBuilder, a: Answer, chat=None) -> dict:
     found = {"object": kind, "usage": usage(a), "choices": [self._choice(a.parts, a) | text]}
     return self.head | found | self._additions(a, chat)
 
-
+# %% ../../nbs/07_chat/14_openai_api.ipynb #359b5bb6
 @patch
 def chunk(self: ResponseBuilder, text="", token=None, role=False, done: Answer = None, chat=None) -> dict:
     "A piece of a streamed answer; with `done`, the last one."
@@ -301,7 +315,7 @@ def chunk(self: ResponseBuilder, text="", token=None, role=False, done: Answer =
     found = {"object": kind, "choices": [self._choice(parts, done) | piece]}
     return self.head | found | (self._additions(done, chat) if done else {})
 
-
+# %% ../../nbs/07_chat/14_openai_api.ipynb #2dbcd482
 @patch
 def usage_chunk(self: ResponseBuilder, a: Answer) -> dict:
     "The chunk with the token counts, which a client can ask for at the end of a stream."

@@ -67,21 +67,23 @@ class InferenceQueue:
         kind = "server_error" if status == 503 else "rate_limit_error"
         return APIError(status, f"{why}; come again later", kind, code="busy")
 
-    @contextlib.asynccontextmanager
-    async def turn(self, disconnected: asyncio.Event):
-        """The block runs when it is this request's turn. Raises `APIError` where too many wait or it took too long,
-        `StreamClosedError` once `disconnected`."""
-        if self.n_requests > self.limits.queue_length:
-            raise self._busy(429, f"{self.limits.queue_length} requests are waiting already")
-        self.n_requests += 1
+# %% ../../nbs/07_chat/15_server.ipynb #f3dc1404
+@patch
+@contextlib.asynccontextmanager
+async def turn(self: InferenceQueue, disconnected: asyncio.Event):
+    """The block runs when it is this request's turn. Raises `APIError` where too many wait or it took too long,
+    `StreamClosedError` once `disconnected`."""
+    if self.n_requests > self.limits.queue_length:
+        raise self._busy(429, f"{self.limits.queue_length} requests are waiting already")
+    self.n_requests += 1
+    try:
+        await self._wait_for_turn(self.lock.acquire(), disconnected.wait())
         try:
-            await self._wait_for_turn(self.lock.acquire(), disconnected.wait())
-            try:
-                yield
-            finally:
-                self.lock.release()
+            yield
         finally:
-            self.n_requests -= 1
+            self.lock.release()
+    finally:
+        self.n_requests -= 1
 
 # %% ../../nbs/07_chat/15_server.ipynb #sv8e921e
 @patch
@@ -130,6 +132,8 @@ async def answer(self: InferenceQueue, work, disconnected):
 
 # %% ../../nbs/07_chat/15_server.ipynb #svaf25da
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
 HEADERS = {
     "Server": "elite112m",
     "X-Content-Type-Options": "nosniff",
@@ -139,7 +143,7 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 
-
+# %% ../../nbs/07_chat/15_server.ipynb #a4c23371
 @web.stream_request_body
 class JSONHandler(web.RequestHandler):
     "Limits, checks and errors of every request; the subclass's `reply` answers requests that pass."
@@ -202,7 +206,7 @@ def write_error(self: JSONHandler, status_code, exc_info=None, **kw):
         self.set_header("Connection", "close")
     self.finish(e.body)
 
-
+# %% ../../nbs/07_chat/15_server.ipynb #59c7a724
 @patch
 def log_exception(self: JSONHandler, kind, e, tb):
     "Log what is not the client's mistake."
@@ -253,7 +257,7 @@ async def _answer(self: CompletionHandler, r, builder, work):
         await self._send(builder.usage_chunk(answer))
     self.finish("data: [DONE]\n\n")
 
-
+# %% ../../nbs/07_chat/15_server.ipynb #569e935f
 @patch
 async def _send(self: CompletionHandler, event):
     "Write one server-sent event; the connection to a client that does not receive it in time is closed."
@@ -275,7 +279,7 @@ class ModelsHandler(JSONHandler):
         model = {"id": self.queue.name, "object": "model", "created": 0, "owned_by": "elite112m"}
         self.finish(model if name else {"object": "list", "data": [model]})
 
-
+# %% ../../nbs/07_chat/15_server.ipynb #f8121514
 class NotFoundHandler(JSONHandler):
     "Every other path."
 
@@ -324,7 +328,7 @@ def page() -> tuple[str, str]:
     )
     return text, policy
 
-
+# %% ../../nbs/07_chat/15_server.ipynb #68a79c32
 class PageHandler(JSONHandler):
     "`/`: the chat page."
 

@@ -74,9 +74,11 @@ class Terminal:
             self._note(f"{e.strerror or e}: {e.filename}")
         return True
 
-    def _note(self, what):
-        "Show a line that is not an answer."
-        click.echo(plain(str(what)), err=True)
+# %% ../../nbs/07_chat/12_terminal.ipynb #04c18e80
+@patch
+def _note(self: Terminal, what):
+    "Show a line that is not an answer."
+    click.echo(plain(str(what)), err=True)
 
 # %% ../../nbs/07_chat/12_terminal.ipynb #f0bd99d1
 @patch
@@ -90,7 +92,7 @@ def _command(self: Terminal, name, rest):
     require(known, f"no command /{name[:40]}{hint}; /help lists them, // begins a message with /")
     return COMMANDS[name](self, rest)
 
-
+# %% ../../nbs/07_chat/12_terminal.ipynb #d4465be2
 @patch
 def _answer(self: Terminal, text, again=False):
     "Send `text`, or ask for another answer to the last message, and show the answer as it comes."
@@ -145,7 +147,7 @@ def _settings(self, rest):
     rows = [{"setting": n, "value": values[n], "what it does": s.help} for n, s in ANSWER_SETTINGS.items()]
     self._note(text_table(rows))
 
-
+# %% ../../nbs/07_chat/12_terminal.ipynb #baaa60dc
 @command
 def _system(self, rest):
     "/system [TEXT]: set the system message; without TEXT, show it; /system none removes it."
@@ -166,7 +168,7 @@ def _undo(self, rest):
     "/undo: take the last exchange back."
     self._note(f"taken back: {self.chat.undo()}")
 
-
+# %% ../../nbs/07_chat/12_terminal.ipynb #00a39967
 @command
 def _retry(self, rest):
     "/retry: answer the last message again."
@@ -191,7 +193,7 @@ def _load(self, rest):
     for e in self.chat.exchanges:
         self._note(f"User: {e.user}\nAssistant: {e.answer.text}")
 
-
+# %% ../../nbs/07_chat/12_terminal.ipynb #d4da36aa
 @command
 def _stats(self, rest):
     "/stats: answers, tokens and speed so far."
@@ -219,7 +221,7 @@ def choices(before: str) -> list[str]:  # the text before the cursor
         found = []
     return [f for f in found if f.startswith(words[-1])]
 
-
+# %% ../../nbs/07_chat/12_terminal.ipynb #6c2cb549
 def _files_beside(typed):
     "All paths in the folder of the path that is being typed."
     folder, sep, _ = typed.rpartition("/")

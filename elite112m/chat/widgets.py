@@ -33,7 +33,7 @@ def _span(text, tokens) -> str:
     style = f"background:hsl({120 * p:.0f},75%,82%);color:#000"
     return f'<span title="{title}" style="{style}">{html.escape(text)}</span>'
 
-
+# %% ../../nbs/07_chat/13_widgets.ipynb #d18c0db4
 def token_spans(parts) -> str:  # (text, `Token`) as in an `Answer`
     "HTML with one span a token: colour by probability, alternatives in its title."
     spans, waiting = [], []  # tokens that have no text yet
@@ -75,7 +75,7 @@ def _answer(self: Panel, parts, text=""):
         return token_spans(parts)
     return html.escape(text or "".join(t for t, _ in parts))
 
-
+# %% ../../nbs/07_chat/13_widgets.ipynb #8d418b8a
 @patch
 def _rows(self: Panel):
     "All exchanges as HTML, the one that is being answered included."
@@ -163,26 +163,28 @@ class ChatWidget:
         self._make_widgets(chats)
         self._connect()
 
-    def _make_widgets(self, chats):
-        import ipywidgets as w
+# %% ../../nbs/07_chat/13_widgets.ipynb #b081eb2e
+@patch
+def _make_widgets(self: ChatWidget, chats):
+    import ipywidgets as w
 
-        layout = w.Layout(width="28em")
-        self.line = w.Text(placeholder="Say something and press Enter", continuous_update=False, layout=layout)
-        self.buttons = {}
-        for name in ("send", "stop", "retry", "clear"):
-            look = {"description": name.capitalize(), "layout": w.Layout(width="5.5em")}
-            self.buttons[name] = w.Button(disabled=name == "stop", **look)
-        self.buttons["send"].button_style = "primary"
-        self.buttons["stop"].button_style = "warning"
-        tooltip = "Colour each token by its probability; point at one for the alternatives"
-        self.probabilities = w.ToggleButton(description="Probabilities", tooltip=tooltip)
-        context = min(c.model.context for c in chats)
-        values = chats[0].settings
-        self.controls = {name: _control(s, values[name], context) for name, s in ANSWER_SETTINGS.items()}
-        panels = w.HBox([p.view for p in self.panels])
-        buttons = w.HBox([self.line, *self.buttons.values(), self.probabilities])
-        settings = w.Accordion([w.VBox(list(self.controls.values()))], titles=("Settings",))
-        self.box = w.VBox([panels, buttons, settings])
+    layout = w.Layout(width="28em")
+    self.line = w.Text(placeholder="Say something and press Enter", continuous_update=False, layout=layout)
+    self.buttons = {}
+    for name in ("send", "stop", "retry", "clear"):
+        look = {"description": name.capitalize(), "layout": w.Layout(width="5.5em")}
+        self.buttons[name] = w.Button(disabled=name == "stop", **look)
+    self.buttons["send"].button_style = "primary"
+    self.buttons["stop"].button_style = "warning"
+    tooltip = "Colour each token by its probability; point at one for the alternatives"
+    self.probabilities = w.ToggleButton(description="Probabilities", tooltip=tooltip)
+    context = min(c.model.context for c in chats)
+    values = chats[0].settings
+    self.controls = {name: _control(s, values[name], context) for name, s in ANSWER_SETTINGS.items()}
+    panels = w.HBox([p.view for p in self.panels])
+    buttons = w.HBox([self.line, *self.buttons.values(), self.probabilities])
+    settings = w.Accordion([w.VBox(list(self.controls.values()))], titles=("Settings",))
+    self.box = w.VBox([panels, buttons, settings])
 
 # %% ../../nbs/07_chat/13_widgets.ipynb #b692c852
 @patch
@@ -200,7 +202,7 @@ def _connect(self: ChatWidget):
 def _clicked(self: ChatWidget, name, button):
     getattr(self, name)()
 
-
+# %% ../../nbs/07_chat/13_widgets.ipynb #32b1567b
 @patch
 def _message(self: ChatWidget, widget, content, buffers):
     if content.get("event") == "submit":
@@ -217,7 +219,7 @@ def _start(self: ChatWidget, text=None):
     self.thread = threading.Thread(target=self._answer_all, args=(text,), daemon=True)
     self.thread.start()
 
-
+# %% ../../nbs/07_chat/13_widgets.ipynb #1e7534d2
 @patch
 def _answer_all(self: ChatWidget, text):
     try:
@@ -250,7 +252,7 @@ def send(self: ChatWidget):
         self.line.value = ""
         self._start(text)
 
-
+# %% ../../nbs/07_chat/13_widgets.ipynb #833267d4
 @patch
 def stop(self: ChatWidget):
     "End the answer that is coming; conversations that have not begun do not begin."
@@ -273,7 +275,7 @@ def clear(self: ChatWidget):
         p.note = ""
         p.draw()
 
-
+# %% ../../nbs/07_chat/13_widgets.ipynb #5d23318c
 @patch
 def _recolour(self: ChatWidget, change):
     for p in self.panels:
