@@ -82,7 +82,7 @@ def serve_command(model, port, device, format, **settings):
     from elite112m.chat.server import serve as run
 
     run(
-        Chat.open(model, device, format).of,
+        Chat.open(model, device, format).model,
         port,
         settings,
         lambda url: click.echo(f"{url}  chat page; OpenAI's interface at {url}/v1 (Ctrl-C ends)"),

@@ -4,6 +4,7 @@ import json
 import random
 import stat
 import subprocess
+import sys
 
 import pexpect
 from conftest import BIN, ENV
@@ -119,3 +120,10 @@ def test_a_thousand_odd_lines(toy, tmp_path):
     assert done.returncode == 0 and "Traceback" not in err, err[-2000:]
     assert out.count("Assistant: ") > 300 and err.splitlines()[-1].split()[:2] == ["1", "2"], err[-300:]
     assert not set(out + err) & {chr(c) for c in range(32) if c not in (9, 10)}
+
+
+def test_settings_do_not_import_torch():
+    "The command line makes options of the settings, and its help is to come at once."
+    code = "import sys, elite112m.workbook.cli, elite112m.chat.conversation; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, timeout=60)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
