@@ -146,6 +146,7 @@ def diagnose(
         )
     worst = rows[0]
     return (
-        f"{why}; largest gradient in {worst['name']} (norm {worst['grad_norm'] or 0:.3g}, weights {worst['weight_norm']:.3g}); "
+        f"{why}; largest gradient in {worst['name']} "
+        f"(norm {worst['grad_norm'] or 0:.3g}, weights {worst['weight_norm']:.3g}); "
         f"batch {batch} begins {texts[0][:40] if texts else ''!r}; see {Path(folder) / 'diagnosis.json'}"
     )

@@ -25,7 +25,7 @@ from ..fp8.transformer_engine import make_fp8
 from ..model.meter import give_memory_back
 from .checkpoint import Saver, latest, load_checkpoint, load_fp8, remove_partial, snapshot, steps_in
 from .guards import Diverged, SpikeDetector, batch_of, block_bad_step, diagnose, skip
-from .metrics import Gauges, LivePlot, Metrics
+from .metrics import LivePlot, Metrics, ThroughputMeter
 from .optimizer import make_optimizers, set_lr
 from .ranks import ALONE, whole
 from .step import accumulate, maybe_compile, recompute, validate
@@ -71,7 +71,7 @@ class Trainer:
         self.retries = 0  # returns to the same checkpoint
         self.ending = 0.0  # seconds of the last validation
         self.state = {}  # of the checkpoint that was loaded
-        self.gauges = Gauges(device, flops_per_token(model.config, self.context), self.precision, ranks.world)
+        self.gauges = ThroughputMeter(device, flops_per_token(model.config, self.context), self.precision, ranks.world)
         self.plot = LivePlot(f"{self.what}, {p.name}")
         self.saver = None
         if ranks.first:  # only the first rank writes

@@ -8,8 +8,10 @@ import pytest
 from conftest import here
 
 CHATML = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 
@@ -128,7 +130,7 @@ def test_a_model_of_others_is_tuned_in_its_own_form_to_the_report(tuned, foreign
 
 
 def test_what_is_asked_is_what_was_trained(tuned):
-    "The prompt of chat and evaluation is, id for id, the beginning of the training example, and what is trained ends where the answer stops; in the exported folder too."
+    "The prompt of chat and evaluation is the beginning of the training example, which ends where the answer stops."
     from transformers import AutoTokenizer
 
     from elite112m.chat.chat_model import ChatModel
@@ -351,7 +353,7 @@ def test_sft_is_extended_by_steps(tuned, tmp_path, capsys):
 
 
 def test_packed_is_as_one_by_one():
-    "In FP32, for conversations of many lengths, a reply of one token among them, over windows, micro-batches and accumulation; the gradient too."
+    "The loss and the gradient, in FP32, for many lengths, over windows, micro-batches and accumulation."
     import torch
 
     from elite112m.core.config import ModelConfig
