@@ -222,7 +222,7 @@ EXTRA = "pip install 'elite112m[track]'"
 
 
 def target(text: str) -> dict:
-    "`wandb`, `wandb:PROJECT`, `wandb:ENTITY/PROJECT` or `tensorboard`, taken apart. Raises `InputError` for another tracker."
+    "Parse `wandb`, `wandb:PROJECT`, `wandb:ENTITY/PROJECT` or `tensorboard`. Raises `InputError` for another tracker."
     tracker, _, project = text.partition(":")
     require(
         tracker in TRACKERS,
