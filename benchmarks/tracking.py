@@ -80,7 +80,7 @@ def ended(folder):
         sys.exit("the pretraining was not tracked at all")
     while json.loads(state.read_text())["state"] not in ("offline", "sent"):
         time.sleep(1)
-    time.sleep(35)  # its LINGER
+    time.sleep(35)  # its DRAIN_TIMEOUT
     return json.loads(state.read_text())
 
 

@@ -72,7 +72,7 @@ def write_checkpoint(
 # %% ../../nbs/06_training/12_checkpoint.ipynb #9650d017
 @torch.no_grad()
 def load_checkpoint(path, model, optimizers) -> dict:
-    "Put a checkpoint into `model`, `optimizers` and the random number generators; returns its state. Raises `InputError` where they do not fit."
+    "Put a checkpoint into `model`, `optimizers` and the random number generators; returns its state."
     saved, mine = read_safetensors(path / "model.safetensors"), model.state_dict()
     bad = sorted(
         n for n in saved.keys() | mine.keys() if n not in saved or n not in mine or saved[n].shape != mine[n].shape
@@ -136,9 +136,9 @@ def latest(folder, warn=print, before: float = float("inf")) -> Path | None:
     for i, path in enumerate(paths):
         if not (why := verify_checkpoint(path)):
             return path
-        warn(
-            f"{why}; {'using the checkpoint before it' if i + 1 < len(paths) else 'there is no whole checkpoint, so it starts from the beginning'}"
-        )
+        older = i + 1 < len(paths)
+        start_over = "there is no whole checkpoint, so it starts from the beginning"
+        warn(f"{why}; {'using the checkpoint before it' if older else start_over}")
 
 
 def remove_partial(folder):

@@ -24,7 +24,7 @@ def block_bad_step(
     parameters,
     optimizers,
 ) -> torch.Tensor:  # 1. for a bad step, 0. for a good one
-    "Tell the optimizers to skip the step if its loss or gradient is not finite; nothing waits for the device."
+    "Make the optimizers skip the step if its loss or gradient is not finite, without synchronising."
     bad = (~(loss.isfinite() & norm.isfinite())).float()
     for p in parameters:
         if p.grad is not None:
@@ -56,12 +56,13 @@ class SpikeDetector:
         jump = self.jump(loss)
         self.high = self.high + 1 if jump > 1 else 0
         if jump > 3 or self.high >= 3:
-            return f"the loss jumped to {loss:.2f}, {loss - statistics.median(self.past):.2f} above the median of the last {len(self.past)}"
+            above = loss - statistics.median(self.past)
+            return f"the loss jumped to {loss:.2f}, {above:.2f} above the median of the last {len(self.past)}"
         if not self.high:
             self.past.append(loss)
 
     def jump(self, loss: float) -> float:
-        "How far a loss is above the last ones, in yardsticks; 0 while there are fewer than 50."
+        "How far a loss is above the last ones, as `z` above; 0 while there are fewer than 50."
         if len(self.past) < 50:
             return 0.0
         middle = statistics.median(self.past)
@@ -145,6 +146,7 @@ def diagnose(
         )
     worst = rows[0]
     return (
-        f"{why}; largest gradient in {worst['name']} (norm {worst['grad_norm'] or 0:.3g}, weights {worst['weight_norm']:.3g}); "
+        f"{why}; largest gradient in {worst['name']} "
+        f"(norm {worst['grad_norm'] or 0:.3g}, weights {worst['weight_norm']:.3g}); "
         f"batch {batch} begins {texts[0][:40] if texts else ''!r}; see {Path(folder) / 'diagnosis.json'}"
     )

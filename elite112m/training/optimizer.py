@@ -17,7 +17,7 @@ def orthogonalize(
     g,  # (..., rows, columns)
     steps: int = 5,  # Newton-Schulz iterations
 ):
-    "`g` with singular values near 1 (0.7 to 1.2), by the quintic Newton-Schulz iteration of Muon; stacks of matrices at once."
+    "`g` with singular values near 1 (0.7 to 1.2), by the Newton-Schulz iteration of Muon."
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[-2] > g.shape[-1]
     x = g.mT if tall else g
@@ -93,7 +93,7 @@ def lr_factor(
     steps: int,  # of the whole run
     cfg,  # `PretrainConfig` or `SFTConfig`
 ) -> float:
-    "Share of the peak learning rate at a step: linear warm-up over at most a tenth of the run, plateau, decay to `min_lr / lr`."
+    "Share of the peak learning rate at a step: linear warm-up (a tenth of the run at most), plateau, decay."
     up = min((step + 1) / max(min(cfg.warmup_steps, steps / 10), 1), 1.0)
     down = min((steps - step) / max(round(steps * cfg.decay_fraction), 1), 1.0)
     if cfg.decay_shape == "cosine":

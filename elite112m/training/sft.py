@@ -20,7 +20,7 @@ from ..data.conversations import chosen, fitted
 from ..data.messages import foreign_template
 from ..data.tokenizer import load_tokenizer
 from ..fp8.precision import pick_device
-from .pretrain import begin_with, fit, write_result
+from .pretrain import fit, initial_model, write_result
 from .ranks import ALONE
 from .trainer import Trainer, window_of
 
@@ -68,7 +68,8 @@ def _windows(tok, cfg, split, n, context):
     kept = [t for t in talks if t]
     require(
         kept,
-        f"no {split} conversation in {', '.join(cfg.sources)} fits model.context={context}; give more of them, or choose a longer context",
+        f"no {split} conversation in {', '.join(cfg.sources)} fits model.context={context}; "
+        "give more of them, or choose a longer context",
     )
     faults["too long"] = len(talks) - len(kept)
     x, y, docs = pack(kept, context)
@@ -81,18 +82,19 @@ def _begin(job):
     "Model, tokenizer and window length to fine-tune with: the run's pretrained model, or the one it is to begin with."
     given = job.preset.sft.init
     source = find_model(given) if given else job.source
-    model, tok = begin_with(source), load_tokenizer(source)
+    model, tok = initial_model(source), load_tokenizer(source)
     window = window_of(model.config, job.preset)
     form = "the form of conversations that it brings along" if foreign_template(tok) else "our form of conversations"
     if given:
         echo(
-            f"sft: begins with {source}: {model.config.n_params:,} parameters, {form}, windows of {window:,} tokens (it can take {model.config.context:,})"
+            f"sft: begins with {source}: {model.config.n_params:,} parameters, {form}, "
+            f"windows of {window:,} tokens (it can take {model.config.context:,})"
         )
     return model, tok, window
 
 
 def sft(job, device="auto", ranks=ALONE):
-    "Stage `sft`: fine-tune a model on conversations; writes model.safetensors, metrics.jsonl, checkpoints and the best model."
+    "Stage `sft`: fine-tune a model on conversations."
     cfg, device, (model, tok, window) = job.preset.sft, pick_device(device), _begin(job)
     size = cfg.batch_size * cfg.accumulation
     mine = ranks.share(size, "sft")

@@ -265,9 +265,9 @@ def sync_command(path, to, timeout):
 @click.argument("path", metavar="RUN", shell_complete=complete(runs))
 def track_status(path):
     "Where RUN reports to, and how many rows have been handed over."
-    from elite112m.training.tracking import standing
+    from elite112m.training.tracking import tracking_status
 
-    click.echo(text_table(standing(open_run(path))))
+    click.echo(text_table(tracking_status(open_run(path))))
 
 # %% ../../nbs/10_workbook/12_cli_tools.ipynb #87179a5d
 @click.command(

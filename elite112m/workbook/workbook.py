@@ -208,21 +208,18 @@ def run_rank(run: Run, name, settings, stages, force, device, extend) -> Run:
         "torchrun shares out one training stage: elite112m pretrain, or elite112m sft; run the others without it",
     )
     os.environ[COMMAND] = "1"
-    import torch.distributed as dist
-
     from elite112m.fp8.precision import pick_device
     from elite112m.training.ranks import join
 
-    do, ranks = pkgutil.resolve_name(STAGES[stages[0]].function), join(pick_device(device))
-    work = lambda this: do(this, device=device, ranks=ranks) if this.todo else None
-    if not ranks.first:
-        work(_told(run, stages[0], ranks.agree(None)))
-    else:
-        with job(stages[0], run.path, name, settings, force, extend) as this:
-            ranks.agree([to_dict(this.preset), this.action, this.leg])
-            work(this)
-    if ranks.together:
-        dist.destroy_process_group()
+    do = pkgutil.resolve_name(STAGES[stages[0]].function)
+    with join(pick_device(device)) as ranks:  # leaves the process group however the stage ends
+        work = lambda this: do(this, device=device, ranks=ranks) if this.todo else None
+        if not ranks.first:
+            work(_told(run, stages[0], ranks.agree(None)))
+        else:
+            with job(stages[0], run.path, name, settings, force, extend) as this:
+                ranks.agree([to_dict(this.preset), this.action, this.leg])
+                work(this)
     return run
 
 

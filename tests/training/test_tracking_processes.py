@@ -1,4 +1,4 @@
-"Tracking with the real wandb: services that refuse, hang and fail cost training nothing; afterwards every row is there once."
+"Tracking with the real wandb: failing services cost training nothing; afterwards every row is there once."
 
 import json
 import os
@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import ENV, ROOT, here
 
-# What a loop does: rows from `first` to `last` by tens. At step `dies` it waits until the file `go` is there, and is killed.
+# A loop writes rows from `first` to `last` by tens. At step `dies` it waits for the file `go`, and is killed.
 LOOP = """
 import os, signal, sys, time
 from pathlib import Path
@@ -161,7 +161,7 @@ def until(true, seconds=180):
 
 
 def followers(folder):
-    "The processes of this folder's follower, those of wandb below it included, and whatever followers of this house have left behind."
+    "The processes of this folder's follower, those of wandb below it, and what earlier followers have left behind."
     found = []
     for p in psutil.process_iter():
         try:

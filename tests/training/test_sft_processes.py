@@ -1,0 +1,86 @@
+"Fine-tuning that is killed, as a process of its own."
+
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ENV
+
+STAGE = """import sys
+from elite112m.core.runs import run_stage
+from elite112m.training.sft import sft
+run_stage(sft, sys.argv[1])"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    "A tiny pretrained run of ours."
+    from elite112m.core.presets import TINY
+    from elite112m.core.runs import run_stage
+    from elite112m.data.prepare import prepare
+    from elite112m.training.pretrain import pretrain
+
+    run = tmp_path_factory.mktemp("base") / "run"
+    for do in (prepare, pretrain):
+        run_stage(do, run, "nano", TINY)
+    return run
+
+
+def rows(run):
+    from elite112m.training.metrics import read_metrics, timeless
+
+    return timeless(read_metrics(run / "sft/metrics.jsonl"))
+
+
+def test_killed_and_resumed_ends_the_same(base, tmp_path):
+    "To the bit, the best weights among them, although they are what the stage ends with."
+    from elite112m.core.presets import TINY, preset
+    from elite112m.core.runs import Run, save_preset
+
+    # a rate that is far too high: the best step is not the last
+    settings = TINY | {
+        "sft.init": str(base),
+        "sft.steps": 60,
+        "sft.lr": 0.3,
+        "sft.muon_lr": 0.5,
+        "sft.eval_every": 5,
+        "sft.log_every": 3,
+        "sft.checkpoint_every": 4,
+        "sft.decay_fraction": 0.0,
+    }
+    runs = [tmp_path / n for n in ("whole", "killed")]
+    for r in runs:
+        r.mkdir()
+        save_preset(Run(r), preset("nano", settings))
+    whole, run = runs
+    start = lambda r: subprocess.Popen(
+        [sys.executable, "-c", STAGE, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
+    )
+    out = start(whole).communicate(timeout=300)[0]
+    assert "are kept: their validation loss is" in out, out
+    p, goal = start(run), random.Random(1).randint(10, 50)
+    for line in p.stdout:
+        if "plan:" in line:
+            break
+    while p.poll() is None and max((r["step"] for r in rows(run)), default=0) < goal:
+        time.sleep(0.01)
+    assert p.poll() is None
+    p.kill()
+    p.communicate()
+    out = start(run).communicate(timeout=300)[0]
+    assert "continues at step" in out, out
+    assert (run / "sft/model.safetensors").read_bytes() == (whole / "sft/model.safetensors").read_bytes() and rows(
+        run
+    ) == rows(whole)
+    from safetensors.torch import load_file
+
+    assert all(
+        t.equal(load_file(run / "sft/model.safetensors")[n])
+        for n, t in load_file(run / "sft/best/model.safetensors").items()
+    )
+    losses = {r["step"]: r["val_loss"] for r in rows(run) if "val_loss" in r}
+    assert f"the weights of step {min(losses, key=losses.get)} are kept" in out and min(losses.values()) < losses[60]
+    last = load_file(run / "sft/checkpoints/step-00000060/model.safetensors")  # from here on an extension would go
+    assert not all(t.equal(last[n]) for n, t in load_file(run / "sft/model.safetensors").items())
