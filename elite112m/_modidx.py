@@ -717,6 +717,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'elite112m/data/documents.py'),
                                           'elite112m.data.documents._docstrings': ( '02_data/documents.html#_docstrings',
                                                                                     'elite112m/data/documents.py'),
+                                          'elite112m.data.documents._is_full': ( '02_data/documents.html#_is_full',
+                                                                                 'elite112m/data/documents.py'),
                                           'elite112m.data.documents._join': ('02_data/documents.html#_join', 'elite112m/data/documents.py'),
                                           'elite112m.data.documents._json': ('02_data/documents.html#_json', 'elite112m/data/documents.py'),
                                           'elite112m.data.documents._lines': ( '02_data/documents.html#_lines',

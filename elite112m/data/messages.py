@@ -37,7 +37,7 @@ def conversation(item) -> list[dict]:
 
 # %% ../../nbs/02_data/01_messages.ipynb #6d0cb67c
 def segments(messages) -> list[tuple[str, bool]]:
-    "The pieces of a conversation in order, and whether the assistant says them; each reply is followed by the end token."
+    "The pieces of a conversation in order, and whether the assistant says them; an end token follows each reply."
     check_messages(messages)
     pieces, head = [], ""
     for m in messages:

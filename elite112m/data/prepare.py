@@ -142,7 +142,7 @@ def _start(job):
 
 # %% ../../nbs/02_data/04_prepare.ipynb #54bea765
 def prepare(job):
-    "Stage `prepare`: write tokenizer.json, shards, manifest.json. Raises `InputError` for unusable data or a full disk."
+    "Stage `prepare`: write tokenizer.json, shards, manifest.json. Raises `InputError` for bad data or a full disk."
     database = job.folder / "progress.sqlite"
     begun = database.exists()
     streamed = any(parse_source(s).hub for s in job.preset.data.sources)
