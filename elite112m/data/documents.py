@@ -276,7 +276,7 @@ def kind_of(path) -> str:
 
 
 def files_of(place, kinds) -> list[Path]:
-    "The files at a place whose extension is in `kinds`, or the one file it is. Raises `InputError` where there are none."
+    "The files at a place whose extension is in `kinds`, or the one file it is. Raises `InputError` if there is none."
     path = Path(place).expanduser()
     require(path.exists(), f"no data at {place}: no such file or folder")
     if not path.is_dir():
