@@ -61,7 +61,7 @@ CHAT_TEMPLATE = (
 
 # %% ../../nbs/02_data/01_messages.ipynb #86a0c7a4
 def foreign_template(tok: Tokenizer) -> str | None:
-    "The chat template that a vocabulary brings; None if it has none, or ours."
+    "The chat template that a vocabulary brings; None where our own format is used."
     return None if tok.template == CHAT_TEMPLATE else tok.template
 
 # %% ../../nbs/02_data/01_messages.ipynb #99eb3499

@@ -257,7 +257,7 @@ def _template(folder):
     found = (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
     return found if isinstance(found, str) else None
 
-
+# %% ../../nbs/02_data/00_tokenizer.ipynb #73296f6f
 def _smollm2() -> Tokenizer:
     "SmolLM2's tokenizer from the first place that has it."
     reasons = []
@@ -271,7 +271,7 @@ def _smollm2() -> Tokenizer:
         "nor fetched; get it with: elite112m tokenizer fetch"
     )
 
-
+# %% ../../nbs/02_data/00_tokenizer.ipynb #4d717693
 def load_tokenizer(name_or_path) -> Tokenizer:
     "The tokenizer `smollm2`, or that of a tokenizer.json, its folder, or a GGUF file. Raises `InputError` if none."
     if str(name_or_path) == "smollm2":
