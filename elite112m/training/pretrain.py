@@ -130,7 +130,7 @@ def _checkpoint_bytes(optimizers) -> int:
 
 def _start(t, batch, steps, step_tokens, data_tokens):
     "Plan the run, measure how long a step takes, announce both, and save the beginning."
-    plan = plan_for(t.cfg, steps, t.state.get("plan"), t.step, t.job.leg)
+    plan = plan_for(t.cfg, steps, t.state.get("plan"), t.step, t.job.segment)
     per_step = _trial(t, batch)
     t.start(plan)
     t.plan.replan(t.step, per_step)

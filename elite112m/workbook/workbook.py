@@ -218,7 +218,7 @@ def run_rank(run: Run, name, settings, stages, force, device, extend) -> Run:
             work(_told(run, stages[0], ranks.agree(None)))
         else:
             with job(stages[0], run.path, name, settings, force, extend) as this:
-                ranks.agree([to_dict(this.preset), this.action, this.leg])
+                ranks.agree([to_dict(this.preset), this.action, this.segment])
                 work(this)
     return run
 
