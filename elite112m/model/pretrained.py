@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'read_config', 'read_safetensors', 'without_head', 'read_folder', 'rotate_half_rows', 'read_gguf',
-           'read_shape', 'load_model', 'write_model', 'save_model', 'read_best', 'reply_end', 'tokenizer_config',
-           'generation_config', 'export_hf', 'ThirdPartyCache', 'ThirdPartyLM', 'open_model', 'ThirdPartyTokenizer',
-           'open_tokenizer']
+           'read_shape', 'check_size', 'load_model', 'write_model', 'save_model', 'read_best', 'reply_end',
+           'tokenizer_config', 'generation_config', 'export_hf', 'ThirdPartyCache', 'ThirdPartyLM', 'open_model',
+           'ThirdPartyTokenizer', 'open_tokenizer']
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #e9ddcdd0
 import inspect
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from ..core.files import atomic, read_json, write_json, writing
 from ..core.locate import find_weights
 from ..data.messages import CHAT_TEMPLATE, render
 from ..data.tokenizer import EOT, Tokenizer, gguf_fields, load_tokenizer
+from .loss import logits_loss
 from .transformer import CausalLM, hf_config
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #3c67f50b
@@ -38,47 +40,76 @@ _ONLY = {
     "pretraining_tp": 1,
 }
 
+# %% ../../nbs/04_model/11_pretrained.ipynb #bc24f49b
+def _number(c, key, path, default=None, kind=int):  # kind: int or float
+    "A positive number of a config. Raises `InputError` for anything else, or where it is missing and has no default."
+    value = default if c.get(key) is None else c[key]
+    require(value is not None, f"{path} is not a model's config.json: it has no {key}")
+    try:
+        number = math.nan if isinstance(value, bool) else kind(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    as_written = isinstance(value, str) or number == value  # not 1 for 1.5
+    sensible = as_written and 0 < number < (2**31 if kind is int else math.inf)
+    what = "whole number from 1 to 2,147,483,647" if kind is int else "positive number"
+    require(sensible, f"{path}: {key}={str(value)[:40]} is not a {what}")
+    return number
+
 # %% ../../nbs/04_model/11_pretrained.ipynb #71414715
 def _theta(c, path):
     "The base of the rotary embedding; scaled variants are refused."
-    rope = {**(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
+    rope = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = c.get(key) or {}
+        require(isinstance(given, dict), f"{path}: {key}={str(given)[:40]} is not a table of settings")
+        rope |= given
     kind = rope.get("rope_type", rope.get("type", "default"))
     why = f"rope scaling of the kind {kind!r} is not supported; only plain rotary embedding is"
     require(kind == "default", f"{path}: {why}")
-    found = {float(t) for t in (c.get("rope_theta"), rope.get("rope_theta")) if t}
+    found = {_number(d, "rope_theta", path, kind=float) for d in (c, rope) if d.get("rope_theta")}
     require(len(found) < 2, f"{path}: rope_theta and rope_parameters disagree: {sorted(found)}")
     return found.pop() if found else 10_000.0
 
+# %% ../../nbs/04_model/11_pretrained.ipynb #ae0cc045
+def _model_config(path, **fields):
+    "The `ModelConfig` with these fields; where they make no model, the error names the file."
+    try:
+        return ModelConfig(**fields)
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from None
+
 # %% ../../nbs/04_model/11_pretrained.ipynb #3fe66520
-_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
-
-
 def read_config(path) -> ModelConfig:
     "The `ModelConfig` in a Hugging Face `config.json`. Raises `InputError` where the model is of another kind."
-    c = read_json(path)
-    require(c, f"no config.json at {path}")
+    c = _config_at(path)
+    require(c is not None, f"no config.json at {path}")
     kind = c.get("model_type")
     require(kind in ("llama", "mistral"), f"{path} describes a {kind} model; only Llama-shaped ones can be read")
     for key, value in _ONLY.items():
         require(c.get(key, value) in (value, None), f"{path}: {key}={c.get(key)} is not supported; only {value} is")
-    try:
-        d, heads, layers, d_ff = (int(c[k]) for k in _SIZES)
-    except (KeyError, TypeError, ValueError) as e:
-        raise InputError(f"{path} is not a model's config.json: {type(e).__name__} {e}") from None
-    width = c.get("head_dim") or d // heads
+    d, heads = _number(c, "hidden_size", path), _number(c, "num_attention_heads", path)
+    width = _number(c, "head_dim", path, d // heads) if c.get("head_dim") else d // heads
     why = f"{heads} heads of {width} do not make hidden_size={d}; such models are not supported"
     require(width * heads == d, f"{path}: {why}")
-    return ModelConfig(
-        vocab_size=c["vocab_size"],
-        n_layers=layers,
+    return _model_config(
+        path,
+        vocab_size=_number(c, "vocab_size", path),
+        n_layers=_number(c, "num_hidden_layers", path),
         d_model=d,
         n_heads=heads,
-        n_kv_heads=c.get("num_key_value_heads") or heads,
-        d_ff=d_ff,
-        context=c.get("max_position_embeddings", 2048),
+        n_kv_heads=_number(c, "num_key_value_heads", path, heads) if c.get("num_key_value_heads") else heads,
+        d_ff=_number(c, "intermediate_size", path),
+        context=_number(c, "max_position_embeddings", path, 2048),
         rope_theta=_theta(c, path),
-        norm_eps=c.get("rms_norm_eps", 1e-6),
+        norm_eps=_number(c, "rms_norm_eps", path, 1e-6, float),
     )
+
+
+def _config_at(path) -> dict | None:
+    "The settings in a `config.json`; None where there is no such file."
+    c = read_json(path)
+    require(c is None or (isinstance(c, dict) and c), f"{path} is not a model's config.json: it has no settings")
+    return c
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #8d44a0fb
 def read_safetensors(path) -> dict:
@@ -97,10 +128,11 @@ def _weight_files(folder):
     index = read_json(path)
     if (folder / "model.safetensors").exists() or index is None:
         return ["model.safetensors"]
-    names = set(index.get("weight_map", {}).values())
-    inside = all(Path(n).name == n for n in names)  # no name leads out of the folder
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    names = list(files.values()) if isinstance(files, dict) else []
+    inside = all(isinstance(n, str) and Path(n).name == n for n in names)  # no name leads out of the folder
     require(names and inside, f"{path} does not say which files hold the weights")
-    return sorted(names)
+    return sorted(set(names))
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #1fd1840f
 def without_head(tensors, where, tied=True):
@@ -119,7 +151,7 @@ def read_folder(folder) -> tuple[ModelConfig, dict]:
     config, tensors = read_config(path), {}
     for name in _weight_files(folder):
         tensors |= read_safetensors(folder / name)
-    return config, without_head(tensors, folder, read_json(path).get("tie_word_embeddings", False))
+    return config, without_head(tensors, folder, _config_at(path).get("tie_word_embeddings", False))
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #e66cf13f
 def rotate_half_rows(
@@ -173,11 +205,13 @@ def _gguf_config(reader, get, path):
     require(scaling == "none", f"{path}: {why}")
     sizes = {field: get(f"llama.{key}") for field, key in _GGUF_SIZES.items()}
     require(all(isinstance(v, int) for v in sizes.values()), f"{path}: its metadata lack the model's shape")
-    config = ModelConfig(
+    theta, eps = get("llama.rope.freq_base", 10_000.0), get("llama.attention.layer_norm_rms_epsilon", 1e-5)
+    config = _model_config(
+        path,
         vocab_size=next((int(t.shape[-1]) for t in reader.tensors if t.name == "token_embd.weight"), 0),
         **sizes,
-        rope_theta=float(get("llama.rope.freq_base", 10_000.0)),
-        norm_eps=float(get("llama.attention.layer_norm_rms_epsilon", 1e-5)),
+        rope_theta=_number({"rope.freq_base": theta}, "rope.freq_base", path, kind=float),
+        norm_eps=_number({"layer_norm_rms_epsilon": eps}, "layer_norm_rms_epsilon", path, kind=float),
     )
     rotated = get("llama.rope.dimension_count", config.head_dim)
     require(rotated == config.head_dim, f"{path}: only part of each head is rotated; not supported")
@@ -215,6 +249,20 @@ def read_shape(name_or_path) -> ModelConfig:
     path = _located(name_or_path)
     return read_config(path / "config.json") if path.is_dir() else _gguf_config(*gguf_fields(path), path)
 
+# %% ../../nbs/04_model/11_pretrained.ipynb #c2dd4158
+def check_size(
+    layers: int,  # what the config says
+    parameters: int,  # what the config says
+    names,  # of the tensors that the weights hold
+    numbers: int,  # the most that the weights can hold
+    where,
+):
+    "Raise `InputError` where a config describes a much larger model than the weights beside it."
+    why = f"the weights in {where} do not fit its config: {len(names):,} tensors cannot be {layers:,} layers"
+    require(layers <= len(names), why)
+    why = f"the weights in {where} do not fit its config, which describes {parameters:,} parameters"
+    require(parameters <= 2 * numbers + 2**24, why)
+
 # %% ../../nbs/04_model/11_pretrained.ipynb #c8787167
 def load_model(
     path,  # a model folder, a GGUF file, or `smollm2-135m-instruct`
@@ -224,6 +272,7 @@ def load_model(
     Raises `InputError` where files are missing, damaged or of another architecture."""
     found = _located(path)
     config, tensors = read_folder(found) if found.is_dir() else read_gguf(found)
+    check_size(config.n_layers, config.n_params, tensors, sum(t.numel() for t in tensors.values()), path)
     return CausalLM.from_tensors(config, tensors, path).to(device)
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #3221ed05
@@ -321,10 +370,11 @@ class ThirdPartyCache:
         self.mask = self.mask[rows]
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #2339420c
-def _context(c):
+def _context(c, where=""):
     "How many tokens a configuration of `transformers` allows; 2,048 where it does not say."
-    sizes = (getattr(c, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
-    return next(filter(None, sizes), 2048)
+    sizes = ((name, getattr(c, name, None)) for name in ("max_position_embeddings", "n_positions", "seq_length"))
+    name, size = next((given for given in sizes if given[1]), ("context", 2048))
+    return _number({name: size}, name, where)
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #03274b95
 class ThirdPartyLM(nn.Module):
@@ -339,15 +389,31 @@ class ThirdPartyLM(nn.Module):
         cached = "past_key_values" in self.accepts and "attention_mask" in self.accepts
         why = f"a {c.model_type} model has no key-value cache; only attention models are supported"
         require(cached, f"{where}: {why}")
-        self.config = SimpleNamespace(context=_context(c), vocab_size=c.vocab_size)
+        self.config = SimpleNamespace(context=_context(c, where), vocab_size=c.vocab_size)
+        self.where = where
 
     @property
     def device(self):
         return self.model.device
 
-    def forward(self, ids):  # (B, T)
-        "Logits (B, T, vocabulary)."
+    def forward(self, ids, labels=None, doc_ids=None):  # (B, T) each; see `CausalLM.forward`
+        "Logits (B, T, vocabulary), or with `labels` the pair (sum of losses, number of targets), 0-dim, FP32."
+        if labels is None:
+            return self._logits(ids, doc_ids)
+        return logits_loss(self._logits, ids, labels, self.config.vocab_size, doc_ids)
+
+# %% ../../nbs/04_model/11_pretrained.ipynb #bd42e989
+@patch
+def _logits(self: ThirdPartyLM, ids, doc_ids=None):
+    "Logits (B, T, vocabulary); no token sees another document's."
+    if doc_ids is None:
         return self.model(input_ids=ids, use_cache=False).logits
+    documents = [(r, (row == d).nonzero()[:, 0]) for r, row in enumerate(doc_ids) for d in row.unique()]
+    found = self._logits(nn.utils.rnn.pad_sequence([ids[r, at] for r, at in documents], batch_first=True))
+    out = found.new_zeros(*ids.shape, found.shape[-1])
+    for (r, at), logits in zip(documents, found):
+        out[r, at] = logits[: len(at)]
+    return out
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #ffb0871d
 @patch
@@ -379,22 +445,57 @@ def step(self: ThirdPartyLM, ids, cache):  # (B, T)
     cache.mask = torch.cat([cache.mask, torch.ones_like(ids)], 1)
     return self._read(ids, cache)
 
+# %% ../../nbs/04_model/11_pretrained.ipynb #527d6cc6
+def _check_files(folder, config):
+    "Raise `InputError` where the weight files cannot hold the model of a config."
+    from transformers import AutoModelForCausalLM
+
+    names, stored = [], 0
+    for file in _weight_files(Path(folder)):
+        with safe_open(Path(folder) / file, "pt") as f:
+            names += f.keys()
+        stored += (Path(folder) / file).stat().st_size
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    check_size(layers if isinstance(layers, int) else 0, 0, names, stored, folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    packed = 4 if getattr(config, "quantization_config", None) else 1
+    check_size(0, sum(p.numel() for p in model.parameters()), names, packed * stored, folder)
+
 # %% ../../nbs/04_model/11_pretrained.ipynb #ccece69f
 def _third_party_model(folder, device):
     "The model in a folder, by transformers. Raises `InputError` with its first words where that fails."
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    safe = dict(use_safetensors=True, trust_remote_code=False, local_files_only=True)
+    safe = dict(trust_remote_code=False, local_files_only=True)
+    load = dict(dtype=torch.float32, output_loading_info=True, use_safetensors=True, **safe)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, **safe
-        )
+        _check_files(folder, AutoConfig.from_pretrained(folder, **safe))
+        model, info = AutoModelForCausalLM.from_pretrained(folder, **load)
+    except InputError:
+        raise
     except Exception as e:
-        why = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise InputError(f"transformers cannot open {folder}: {why[:150]}") from None
+        raise InputError(f"transformers cannot open {folder}: {_first_words(e)}") from None
     wrong = [*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])]
     require(not wrong, f"{folder}: the weights do not fit its config: {', '.join(sorted(wrong)[:3])}")
-    return ThirdPartyLM(model, folder).to(device)
+    return _tried(ThirdPartyLM(model, folder), folder).to(device)
+
+# %% ../../nbs/04_model/11_pretrained.ipynb #d4344f7d
+def _first_words(e):
+    "What an exception says, in one short line."
+    return (" ".join(str(e).split()) or type(e).__name__)[:150]
+
+
+@torch.inference_mode()
+def _tried(model, where):
+    "The model, after one token. Raises `InputError` where it cannot read that."
+    try:
+        logits = model(torch.zeros(1, 1, dtype=torch.long))
+    except Exception as e:
+        raise InputError(f"{where}: transformers opens this model, but cannot run it: {_first_words(e)}") from None
+    why = f"{where}: the model's output has {logits.shape[-1]} numbers for vocab_size={model.config.vocab_size}"
+    require(logits.shape[-1] == model.config.vocab_size, why)
+    return model
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #9f1b7802
 def open_model(
@@ -407,7 +508,7 @@ def open_model(
         return load_model(folder, device)
     except InputError as refused:
         folder = Path(folder)
-        kind = (read_json(folder / "config.json") or {}).get("model_type") if folder.is_dir() else None
+        kind = (_config_at(folder / "config.json") or {}).get("model_type") if folder.is_dir() else None
         if not kind:
             raise
         try:
