@@ -509,7 +509,7 @@ def _third_party_model(folder, device):
     load = dict(dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True)
     try:
         with _quiet():
-            _check_files(folder, AutoConfig.from_pretrained(folder, **safe))
+            _check_files(folder, AutoConfig.from_pretrained(folder, dtype=torch.float32, **safe))
             model, info = AutoModelForCausalLM.from_pretrained(folder, **load, **safe)
     except InputError:
         raise
