@@ -86,21 +86,28 @@ def verdicts(tasks, programs, timeout: float = 3.0, workers: int = None) -> list
 ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #2b2ae3e4
-def _is_python(code):
-    "Whether the code compiles; unlike `ast.parse`, this notices a `return` outside of a function."
+def _wrong_line(code) -> int:
+    "The line, from 1, for which code does not compile; 0 if it does, -1 where Python does not name a line."
     try:
         with warnings.catch_warnings(action="ignore"):
-            compile(code, "reply", "exec", dont_inherit=True)
-        return True
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+            compile(code, "reply", "exec", dont_inherit=True)  # notices a `return` outside of a function
+        return 0
+    except SyntaxError as e:
+        return e.lineno or -1
+    except (ValueError, RecursionError, MemoryError):
+        return -1
 
 
 def _valid_python(code):
     "The longest beginning of the code, in whole lines, that is Python; nothing where there is none."
-    lines = code.rstrip().splitlines()
-    found = ("\n".join(lines[:n]) + "\n" for n in range(len(lines), 0, -1))
-    return next(filter(_is_python, found), "")
+    lines = code.rstrip().split("\n")
+    while lines:
+        code = "\n".join(lines) + "\n"
+        wrong = _wrong_line(code)
+        if not wrong:
+            return code
+        lines = lines[: min(wrong, len(lines)) - 1]  # no beginning that has this line is better; -1: one line less
+    return ""
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #e8f1ce99
 def _is_prose(statement):
@@ -113,12 +120,13 @@ def _is_prose(statement):
 
 def _without_prose(code):  # Python
     "The code without prose at its two ends."
-    lines, body = code.splitlines(), ast.parse(code).body
+    lines, body = code.split("\n"), ast.parse(code).body
     while body and _is_prose(body[-1]):
         lines = lines[: body.pop().lineno - 1]
     while body and _is_prose(body[0]):
         lines = [""] * body[0].end_lineno + lines[body.pop(0).end_lineno :]
-    return "\n".join(lines) + "\n"
+    rest = "\n".join(lines).rstrip() + "\n"
+    return code if _wrong_line(rest) else rest  # what was left out may have ended a line with a backslash
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #3a1a8e88
 def _head(name, code):
@@ -133,11 +141,13 @@ def _head(name, code):
 
 def _around(code, head):  # head: what `_head` found
     "The Python around the line of a definition; nothing where it is not Python."
-    lines, at = code.splitlines(), code[: head.end()].count("\n")
-    for first in range(at + 1):
+    lines, at, first = code.split("\n"), code[: head.end()].count("\n"), 0
+    while first <= at:
         found = _valid_python("\n".join(lines[first:]))
-        if found.count("\n") > at - first:
+        n = found.count("\n")
+        if n > at - first:
             return _without_prose(found)
+        first += max(n, 1)  # the line that is no Python, or one more
     return ""
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #ea578fb8
@@ -189,7 +199,7 @@ def _own_names(statement):
 def _joined(task, code):
     "The prompt, without its function if that has not even a docstring, and code that has the function."
     before = task["prompt"]
-    if not _is_python(before):
+    if _wrong_line(before):
         before = before[: _head(task["entry_point"], before).start()]
         before = re.sub(r"(?:^[ \t]*@.*\n)+\Z", "", before, flags=re.M)
     future = re.compile(r"^from __future__ import .*\n", re.M)
