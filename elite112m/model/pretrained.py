@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DTYPES', 'OddConfig', 'read_config', 'read_safetensors', 'without_head', 'read_folder', 'rotate_half_rows',
            'read_gguf', 'read_shape', 'check_size', 'load_model', 'write_model', 'save_model', 'read_best', 'reply_end',
-           'tokenizer_config', 'generation_config', 'export_hf', 'ThirdPartyCache', 'ThirdPartyLM', 'open_model',
-           'ThirdPartyTokenizer', 'open_tokenizer']
+           'tokenizer_config', 'generation_config', 'export_tokenizer', 'export_hf', 'ThirdPartyCache', 'ThirdPartyLM',
+           'open_model', 'ThirdPartyTokenizer', 'open_tokenizer']
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #e9ddcdd0
 import inspect
@@ -355,16 +355,22 @@ def generation_config(tok) -> dict:
     }
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #1f7c6eex
+def export_tokenizer(tok, context: int, folder):
+    "Write what `AutoTokenizer` opens."
+    folder = Path(folder)
+    tok.save(folder)
+    write_json(folder / "tokenizer_config.json", tokenizer_config(tok, context))
+    with atomic(folder / "chat_template.jinja") as tmp:
+        tmp.write_text(tok.template or CHAT_TEMPLATE, encoding="utf-8")
+
+
 def export_hf(model, tok, folder, dtype="fp32"):  # dtype of the weights: fp32 or bf16
     "Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` open."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder, dtype)
-    tok.save(folder)
-    write_json(folder / "tokenizer_config.json", tokenizer_config(tok, model.config.context))
+    export_tokenizer(tok, model.config.context, folder)
     write_json(folder / "generation_config.json", generation_config(tok))
-    with atomic(folder / "chat_template.jinja") as tmp:
-        tmp.write_text(tok.template or CHAT_TEMPLATE, encoding="utf-8")
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #e2940115
 class ThirdPartyCache:
