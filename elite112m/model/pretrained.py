@@ -214,7 +214,8 @@ def _gguf_config(reader, get, path):
     why = f"rope scaling of the kind {scaling!r} is not supported; only plain rotary embedding is"
     require(scaling == "none", f"{path}: {why}")
     sizes = {field: get(f"llama.{key}") for field, key in _GGUF_SIZES.items()}
-    require(all(isinstance(v, int) for v in sizes.values()), f"{path}: its metadata lack the model's shape")
+    whole = all(isinstance(v, int) and not isinstance(v, bool) for v in sizes.values())
+    require(whole, f"{path}: its metadata lack the model's shape")
     theta, eps = get("llama.rope.freq_base", 10_000.0), get("llama.attention.layer_norm_rms_epsilon", 1e-5)
     config = _model_config(
         path,

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import random
 
 import pytest
 
@@ -207,3 +208,17 @@ def test_an_async_function():
     task = TASK | {"prompt": prompt, "test": test}
     replies = [fenced("async " + WHOLE), fenced(BODY)]
     assert verdicts([task] * 2, [program_of(task, r) for r in replies], 10) == [""] * 2
+
+
+def test_any_reply_becomes_some_program():
+    "Lines in any order, long ones, and characters that are no text: nothing raises, and nothing takes long."
+    r = random.Random(0)
+    lines = (
+        WHOLE + GUARDED + ONE + "try:\n'''\nx = [\n]\nreturn 3\nelse:\n(a\n\\\n```\nDone\nNote: x\n\x00\n\ud800"
+    ).split("\n")
+    for _ in range(200):
+        some = "\n".join(r.choices(lines, k=r.randint(1, 12)))
+        for begin in ("", WHOLE, "```python\n"):
+            assert isinstance(program_of(TASK, begin + some), str)
+    prose = "I think, that so.\n"
+    assert "I think" not in program_of(TASK, prose * 2000 + WHOLE + prose * 2000)

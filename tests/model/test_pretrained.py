@@ -143,6 +143,42 @@ def test_an_index_of_another_form(folder, files):
     assert "\n" not in str(refused.value)
 
 
+GGUF = {
+    "block_count": 2,
+    "embedding_length": 32,
+    "feed_forward_length": 64,
+    "context_length": 64,
+    "attention.head_count": 2,
+    "attention.head_count_kv": 1,
+}
+
+
+@pytest.mark.parametrize("key", [*GGUF, "rope.freq_base"])
+def test_metadata_of_a_gguf_file(key, tmp_path):
+    import gguf
+
+    net, names = CausalLM(ModelConfig(300, 2, 32, 2, 1, 64, 64)), gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for value in (None, 0, -1, 2**31 - 1, "many", True, float("nan"), GGUF.get(key, 1e4)):
+        out = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+        for k, v in (GGUF | {key: value}).items():
+            add = {bool: out.add_bool, str: out.add_string, float: out.add_float32, int: out.add_int32}.get(type(v))
+            if v is not None:
+                add(f"llama.{k}", v)
+        for n, t in net.state_dict().items():
+            out.add_tensor(names.get_name(n, try_suffixes=(".weight",)), t.numpy())
+        out.write_header_to_file()
+        out.write_kv_data_to_file()
+        out.write_tensors_to_file()
+        out.close()
+        try:
+            opened = load_model(tmp_path / "m.gguf")
+        except InputError as e:
+            assert "m.gguf" in str(e) and "\n" not in str(e)
+        else:
+            assert key == "rope.freq_base" or value == GGUF[key]
+            assert opened(torch.tensor([[1, 2, 3]])).shape == (1, 3, 300)
+
+
 @pytest.mark.parametrize("folder", ["qwen2"], indirect=True)
 def test_the_command_says_one_line(folder, tmp_path):
     "Weights of another size than the config's: transformers would print a report of many lines."
