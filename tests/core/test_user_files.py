@@ -5,10 +5,23 @@ import shutil
 
 import pytest
 
+from elite112m.core.config import InputError
 from elite112m.core.files import files_below, read_json, write_json
 from elite112m.core.runs import STAGES, Run
 from tests.conftest import here
 
+SMALLER = {
+    "tokenizer.sample_mb": 0.1,
+    "pretrain.steps": 2,
+    "pretrain.eval_batches": 1,
+    "pretrain.eval_every": 2,
+    "pretrain.checkpoint_every": 1,
+    "sft.examples": 8,
+    "sft.steps": 2,
+    "sft.sources": "curriculum",
+    "evaluate.items": 1,
+    "evaluate.max_new_tokens": 1,
+}
 FOLDERS = [stage.folder for stage in STAGES.values()]
 TEXT = "The tide came in before noon. Nobody had moved the boats, so they floated away.\n" * 40
 PAIRS = '{"instruction": "Say yes.", "output": "yes"}\n' * 40
@@ -92,6 +105,12 @@ def command(rng, root, mine, tiny):
 
 
 @pytest.fixture(scope="module")
+def tiny(tiny):
+    "Options that shrink the nano preset even more: what is computed matters little here."
+    return [*tiny, *(word for k, v in SMALLER.items() for word in ("--set", f"{k}={v}"))]
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny):
     "A finished run of the smallest size."
     path = tmp_path_factory.mktemp("finished") / "run"
@@ -100,7 +119,7 @@ def finished(tmp_path_factory, tiny):
     return path
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.parametrize("seed", range(32))
 def test_random_commands_change_no_file_of_the_user(seed, tmp_path, finished, tiny):
     "Whatever a command does beside, below or above them: the user's files stay as they are."
     rng = random.Random(seed)
@@ -110,7 +129,7 @@ def test_random_commands_change_no_file_of_the_user(seed, tmp_path, finished, ti
         shutil.copytree(finished, root)
     names = rng.sample(OWN if ours else OWN + SAME, rng.randint(1, 5))
     mine = plant(root, names, rng)
-    for _ in range(3):
+    for _ in range(2):
         before = contents(mine)
         words = command(rng, root, mine, tiny)
         ended = here("elite112m", *words, cwd=rng.choice([root, root.parent]))
@@ -149,7 +168,7 @@ def test_a_project_of_the_user_is_no_run(words, where, tmp_path, tiny):
         assert ended.returncode == 2 and "book.txt" in ended.stderr or "write over" in ended.stderr, ended.stderr
     assert files_below(tmp_path / "project") == [mine.relative_to(tmp_path / "project")]
     mine.unlink()
-    if words[0] == "prepare":
+    if words[0] == "prepare" and where == "data":
         ended = here("elite112m", *words, ".", *tiny, cwd=tmp_path / "project")
         assert ended.returncode == 0, ended.stderr
 
@@ -206,3 +225,67 @@ def test_what_is_read_must_not_be_written_over(finished, tmp_path, tiny):
         ended = here("elite112m", *words)
         assert ended.returncode == 2 and "would write over" in ended.stderr, (words, ended.stderr)
         assert contents(run / f for f in files_below(run)) == before, words
+
+
+def test_checkpoints_with_somebodys_files_stay(tmp_path):
+    "Old checkpoints are removed, except those in which somebody keeps a file, and those that are links."
+    import torch
+
+    from elite112m.core.config import ModelConfig
+    from elite112m.model.transformer import CausalLM
+    from elite112m.training.checkpoint import Saver, remove_partial, snapshot, steps_in, verify_checkpoint
+
+    model = CausalLM(ModelConfig(300, 1, 32, 2, 1, 48, 32))
+    optimizer = torch.optim.AdamW(model.parameters())
+    what = (snapshot(model, [optimizer]), model.config, {})
+    saver = Saver(tmp_path, keep_last=1)
+    saver.save(1, *what)
+    assert saver.finish() is None
+    (tmp_path / "step-00000001/notes.txt").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "step-00000000").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".notes.tmp").write_text("mine")
+    (tmp_path / ".step-00000009.0a1b2c3d.tmp").mkdir()
+    for step in (2, 3, 1):  # the last one is written over
+        saver.save(step, *what)
+        assert saver.finish() is None
+    assert [p.name for p in steps_in(tmp_path)] == ["step-00000000", "step-00000001", "step-00000003"]
+    assert (tmp_path / "step-00000001/notes.txt").read_text() == "mine"
+    assert verify_checkpoint(tmp_path / "step-00000001") is None
+    remove_partial(tmp_path)
+    assert sorted(p.name for p in tmp_path.glob(".*")) == [".notes.tmp"]
+
+
+def test_a_chat_is_saved_over_a_chat_only(tmp_path, toy):
+    "A file of messages that no chat has saved is somebody's, such as one to train on."
+    from elite112m.chat.chat_model import ChatModel
+    from elite112m.chat.conversation import Chat
+
+    chat, path = Chat(ChatModel.open(toy(128), "cpu")), tmp_path / "talk.json"
+    assert chat.save(path) == chat.save(path)
+    for text in ('{"messages": []}', '{"messages": [], "model": "gpt"}', "[]", '{"settings": {}}'):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            chat.save(path)
+        assert path.read_text() == text
+
+
+def test_results_are_replaced_not_what_lies_beside_them(tmp_path):
+    "`evaluate_model` replaces what evaluations have written, an added task's files too."
+    from elite112m.evaluation.evaluate import _check_folder
+
+    out = tmp_path / "results"
+    (out / "own").mkdir(parents=True)
+    _check_folder(out, force=False)
+    write_json(out / "results.json", {"tasks": {}, "files": ["own/rows.csv"]})
+    (out / "own/rows.csv").write_text("1")
+    _check_folder(out, force=True)
+    with pytest.raises(InputError, match="holds results already"):
+        _check_folder(out, force=False)
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="such as .*thesis.txt"):
+        _check_folder(out, force=True)
+    (out / "thesis.txt").unlink()
+    write_json(out / "results.json", {"score": 1})
+    with pytest.raises(InputError, match="holds other things"):
+        _check_folder(out, force=True)
