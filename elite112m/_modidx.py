@@ -2179,6 +2179,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'elite112m/workbook/cli.py'),
                                         'elite112m.workbook.cli._drop_output': ( '10_workbook/cli.html#_drop_output',
                                                                                  'elite112m/workbook/cli.py'),
+                                        'elite112m.workbook.cli._one_line': ('10_workbook/cli.html#_one_line', 'elite112m/workbook/cli.py'),
                                         'elite112m.workbook.cli._status_row': ( '10_workbook/cli.html#_status_row',
                                                                                 'elite112m/workbook/cli.py'),
                                         'elite112m.workbook.cli._with_first_model': ( '10_workbook/cli.html#_with_first_model',

@@ -297,6 +297,7 @@ def _evaluate_model(model, out, tasks, task_settings, format, unsafe, force, dev
     require(out, "--model needs --out DIR, a folder for the results")
     same = sizes["samples"] > 1 and not sizes["temperature"]
     require(not same, "--samples without --temperature would give the same answer again: add --temperature 0.7")
+    require(sizes["seed"] + sizes["samples"] < 2**63, f"--seed {sizes['seed']} is too large; give one below 2**63")
     tasks, own = [task for task in tasks.split(",") if task], task_options(task_settings)
     if unsafe:
         own.setdefault("humaneval", {})["unsafe_no_network_isolation"] = True

@@ -459,6 +459,7 @@ def sweep_command(name, grids, seeds, jobs, out, data, sets, device, launcher, s
     grid = {key: [absolute_settings({key: v})[key] for v in values] for key, values in read_grid(grids).items()}
     launch = run_here if launcher == "here" else partial(run_slurm, options=dict(slurm))
     folder = Path(out or Path("sweeps") / name)
+    check_output_folder("--out", folder)
     rows = run_sweep(folder, name, absolute_settings(dict(sets), data), grid, seeds, jobs, device, launch)
     click.echo(text_table([_sweep_row(found) for found in sweep_summary(folder)]))
     click.echo(f"table: {folder / 'sweep.csv'}\npage:  {folder / 'sweep.html'}", err=True)
