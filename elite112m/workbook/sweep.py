@@ -22,7 +22,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,15 @@ from ..core.provenance import usable_cores
 from ..core.runs import Run, settings_of
 from ..data.documents import check_sources
 from ..training.metrics import read_metrics
-from .workbook import StageFailed, Stopped, caught_signals, check_device, run_stages
+from elite112m.workbook.workbook import (
+    StageFailed,
+    Stopped,
+    caught_signals,
+    check_device,
+    check_folder_name,
+    kill_tree,
+    run_stages,
+)
 
 # %% ../../nbs/10_workbook/13_sweep.ipynb #ae2fe369
 def read_grid(texts) -> dict:  # of the form section.field=value,value
@@ -185,11 +192,8 @@ def threads_each(jobs: int) -> int:
 
 # %% ../../nbs/10_workbook/13_sweep.ipynb #96f04dc5
 def _kill(child):
-    if child.poll() is not None:
-        return
-    for process in [*psutil.Process(child.pid).children(recursive=True), child]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    if child.poll() is None:
+        kill_tree(psutil.Process(child.pid))
 
 
 def _pass_on(signals, asked, children):
@@ -417,12 +421,24 @@ def _check_same(folder, old, new):
     require(old == new, f"{found}; choose another --out")
 
 
+def _made_results(folder) -> bool:
+    "Whether the table and the page in a folder, if there are any, are those of a sweep."
+    for name, mark in (("sweep.csv", "point,status,"), ("sweep.html", "<title>elite112m sweep: ")):
+        path = folder / name
+        made = path.is_file() and mark in path.read_text(encoding="utf-8", errors="replace")[:1000]
+        if os.path.lexists(path) and not made:
+            return False
+    return True
+
+
 def open_sweep(folder, name: str, settings: dict):
     "Begin a sweep's folder, or check that it is of the same preset and settings. Raises `InputError` where it is not."
     folder, new = Path(folder), {"preset": name, "settings": settings}
-    old = read_json(folder / "sweep.json")
+    check_folder_name(folder.resolve())
     require(not folder.is_file(), f"{folder} is a file; a sweep is a folder")
-    if old:
+    old = read_json(folder / "sweep.json")
+    if isinstance(old, dict) and old.keys() == new.keys():
+        require(_made_results(folder), f"sweep.csv or sweep.html in {folder} is not of a sweep; move it away")
         return _check_same(folder, old, new)
     empty = not folder.exists() or not any(folder.iterdir())
     require(empty, f"{folder} is not empty and no sweep; choose another --out")

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['OURS', 'TORCHRUN', 'notebook', 'job_notebook', 'JobStream', 'caught_signals', 'kill_tree', 'signals_to_kernels',
            'StageFailed', 'Stopped', 'executed_name', 'run_notebook', 'run_rank', 'check_device', 'check_model',
-           'run_stages']
+           'check_folder_name', 'check_outputs', 'run_stages']
 
 # %% ../../nbs/10_workbook/00_workbook.ipynb #0d1576a1
+import json
 import os
 import pkgutil
-import shutil
 import signal
 import sys
 import tempfile
 import threading
+import unicodedata
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,9 @@ def notebook(stage: str) -> Path:
     return path
 
 # %% ../../nbs/10_workbook/00_workbook.ipynb #76235b21
+OURS = "elite112m"  # in the metadata of the notebooks that we execute
+
+
 def job_notebook(path):  # a stage notebook
     "The notebook as a job: lessons before the parameters turned into text."
     nb = nbformat.read(path, as_version=4)
@@ -124,7 +128,7 @@ def _stop_children(
             _interrupt_children()
             over.wait(1)
     if not (patient or saving.exists()):
-        over.wait(4)
+        over.wait(2)
     wait = patient or saving.exists()
     while wait and not over.is_set():
         before = _spent()
@@ -172,9 +176,6 @@ class Stopped(Exception):
         self.number = number
 
 # %% ../../nbs/10_workbook/00_workbook.ipynb #b4ff57ba
-OURS = "elite112m"  # in the metadata of the notebooks that we execute
-
-
 def executed_name(stage: str) -> str:
     "The file name of a stage's executed notebook: its place among the stages, and its name."
     return f"{1 + list(STAGES).index(stage)}_{stage}.ipynb"
@@ -300,15 +301,56 @@ def _check_inputs(p, todo):
     for stage in todo:
         notebook(stage)
 
+# %% ../../nbs/10_workbook/00_workbook.ipynb #a657be7d
+def check_folder_name(path):
+    "Raise `InputError` for a folder whose name cannot be printed in one line."
+    text = str(path)
+    odd = [c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
+    require(not odd, f"the folder {ascii(text)} has a line break or other unprintable character: choose another name")
+
+
+def _made_notebook(path) -> bool:
+    "Whether a notebook was executed by us."
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # no notebook at all
+        metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+        parameters = metadata.get("papermill", {}).get("parameters", {})  # of versions without the other mark
+        return OURS in metadata or {"run", "preset", "overrides"} <= set(parameters)
+    return False
+
+
+def _made_report(path) -> bool:
+    "Whether a page is a report of ours."
+    with suppress(OSError):
+        return "<title>elite112m: " in path.read_text(encoding="utf-8", errors="replace")[:1000]
+    return False
+
+# %% ../../nbs/10_workbook/00_workbook.ipynb #8fa7d292
+def check_outputs(run: Run, stages):
+    "Raise `InputError` where a notebook or report of these stages would replace a file that is not ours."
+    check_folder_name(run.path)
+    folder = run.path / "notebooks"
+    require(folder.is_dir() or not folder.exists(), f"{folder} is a file, and would have to be a folder; move it away")
+    files = {folder / executed_name(stage): _made_notebook for stage in stages}
+    for path, made in (files | {run.path / "report.html": _made_report}).items():
+        own = not os.path.lexists(path) or made(path)
+        require(own, f"{path} is not from elite112m, and would be replaced; move it away, or choose another run folder")
+
 # %% ../../nbs/10_workbook/00_workbook.ipynb #9ca4db0d
-def _withdraw(run, existed):
-    "Remove what a command made of a run whose data were unusable."
-    if not existed:
-        shutil.rmtree(run.path, ignore_errors=True)
-        return
-    for name in ("run.json", ".lock", ".stage.lock"):
-        (run.path / name).unlink(missing_ok=True)
-    shutil.rmtree(run.path / "notebooks", ignore_errors=True)
+def _missing(run, stages) -> list[Path]:
+    "The files and folders of a new run that are not there yet, files first, then folders from the inside out."
+    notebooks = [run.path / "notebooks" / executed_name(stage) for stage in stages]
+    files = [*notebooks, *(run.path / name for name in ("run.json", ".lock", ".stage.lock"))]
+    return [p for p in (*files, run.path / "notebooks", run.path, *run.path.parents) if not os.path.lexists(p)]
+
+
+def _withdraw(missing):
+    "Remove what a command made of a run whose data were unusable: what was `missing` before; folders only if empty."
+    for path in missing:
+        with suppress(OSError):
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink()
 
 # %% ../../nbs/10_workbook/00_workbook.ipynb #d52bdc40
 def run_stages(
@@ -326,9 +368,10 @@ def run_stages(
     if TORCHRUN in os.environ:
         return run_rank(run, name, settings, stages, force, device, extend)
     require(not run.path.is_file(), f"{run.path} is a file; a run is a folder")
+    check_outputs(run, stages)
     p = resolve(run, name, settings, force)
     _check_inputs(p, plan_stages(run, p, stages, force, extend))
-    existed, fresh = run.path.exists(), run.info is None
+    missing, fresh = _missing(run, stages), run.info is None
     lock = run.lock()
     try:
         save_preset(run, p)
@@ -341,7 +384,7 @@ def run_stages(
                 run_notebook(run, stage, preset=p.name, overrides=settings or {}, force=redo, device=device, **longer)
     except InputError:
         if fresh and not any(map(run.record, STAGES)):
-            _withdraw(run, existed)
+            _withdraw(missing)
         raise
     finally:
         lock.release()

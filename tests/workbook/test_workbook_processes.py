@@ -97,7 +97,7 @@ def test_stage_that_saves_is_not_killed(tmp_path):
     "Work after SIGTERM that lasts longer than the time for kernels which do not notice it."
     cell = (
         "import time\nfrom elite112m.training.pretrain import stop_flag\nwith stop_flag() as stop:\n"
-        "    ready.touch()\n    stop.wait()\n    until = time.monotonic() + 9\n"
+        "    ready.touch()\n    stop.wait()\n    until = time.monotonic() + 7\n"
         "    while time.monotonic() < until:\n        pass\n    out.write_text('saved')\nraise KeyboardInterrupt"
     )
     process = start(tmp_path, [cell])
