@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from .conversation import ANSWER_SETTINGS, Chat
 from ..core.config import InputError, did_you_mean, require
 from ..core.files import text_table
+from ..core.signals import signal_handler
 
 # %% ../../nbs/07_chat/12_terminal.ipynb #tm03c7dd
 _REORDER = (0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -43,11 +44,8 @@ def ctrl_c_stops(chat: Chat):
             raise KeyboardInterrupt
         chat.stop()
 
-    before = signal.signal(signal.SIGINT, on_sigint)
-    try:
+    with signal_handler(on_sigint, signal.SIGINT):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 # %% ../../nbs/07_chat/12_terminal.ipynb #tm990d02
 class Terminal:
