@@ -338,8 +338,10 @@ def import_original_command(path, out):
 # %% ../../nbs/10_workbook/10_cli.ipynb #ae5d8db4
 def main(args=None):
     "The console command: one line for bad input (exit 2) and for a failed stage (exit 1)."
+    from elite112m.chat.terminal import open_standard_streams
     from elite112m.workbook.workbook import StageFailed, Stopped
 
+    open_standard_streams()
     try:
         code = cli.main(args, prog_name="elite112m", standalone_mode=False)
     except click.ClickException as e:
