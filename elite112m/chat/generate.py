@@ -84,10 +84,13 @@ def next_tokens(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    adjust=None,  # a function of logits and answered that gives other logits
 ) -> torch.Tensor:  # (B,) ids
     "Choose the next token of each row."
     if repetition_penalty != 1:
         logits = penalise(logits, answered, repetition_penalty)
+    if adjust:
+        logits = adjust(logits, answered)
     if temperature <= 0:
         return logits.argmax(-1)
     return draw(logits.float() / temperature, generators, top_k, top_p, min_p)
@@ -107,13 +110,15 @@ class TextStream:
         self.stop_strings = tuple(stop_strings)
         self.ids = []
         self.shown = ""  # the text returned so far
+        self.decoded = ""  # the text of the ids so far, half characters included
         self.done = False  # whether a stop string has come
 
     def __call__(self, i) -> str:  # the text that is new and whole
         if self.done:
             return ""
         self.ids.append(i)
-        text, self.done = cut(self.tok.decode(self.ids), self.stop_strings)
+        self.decoded = self.tok.decode(self.ids)
+        text, self.done = cut(self.decoded, self.stop_strings)
         if not self.done:
             text = text.rstrip("\ufffd")  # what stands for half a character
             text = text[: len(text) - self._held_back(text)]
@@ -130,8 +135,9 @@ class TextStream:
 @patch
 def _held_back(self: TextStream, text):
     "The length of the longest end of `text` that may begin a stop string."
-    beginnings = [s[:k] for s in self.stop_strings for k in range(1, len(s))]
-    return max((len(b) for b in beginnings if text.endswith(b)), default=0)
+    lengths = range(max(map(len, self.stop_strings), default=1) - 1, 0, -1)
+    ends = (text[-n:] for n in lengths if n <= len(text))
+    return next((len(e) for e in ends if any(s != e and s.startswith(e) for s in self.stop_strings)), 0)
 
 
 @patch
@@ -177,6 +183,7 @@ def generate(
     on_token=None,  # called with (row, id, logits (V,)) as they come; if it returns something true, that row ends
     stop_strings=(),  # texts that end an answer; the ids returned may run past one: see `cut`
     tok=None,  # the `Tokenizer`, which stop strings need
+    adjust=None,  # called with logits (B, V) and answers so far (B, n); gives the logits to choose by
 ) -> list[list[int]]:
     "Continue each prompt until a stop or the limit. Raises `InputError` for a prompt that fills the context."
     limit = _length_limit(prompts, model.config.context, max_new_tokens)
@@ -195,7 +202,7 @@ def generate(
         ended = on_token and on_token(row, i, logits)
         return ended or i in stop or (streams and streams[row].done)
 
-    choice = (temperature, top_k, top_p, min_p, repetition_penalty)
+    choice = (temperature, top_k, top_p, min_p, repetition_penalty, adjust)
     with torch_threads(getattr(model, "torch_threads", None)):
         _decode(model, prompts, limit, generators, choice, add)
     return answers
