@@ -68,9 +68,9 @@ class Terminal:
                 self._answer(text.removeprefix("/"))
         except InputError as e:
             self._note(e)
-        except BrokenPipeError:
-            raise  # nobody reads the output any more
         except OSError as e:
+            if e.filename is None:
+                raise  # it is not about a file of a command: the output cannot be written
             self._note(f"{e.strerror or e}: {e.filename}")
         return True
 

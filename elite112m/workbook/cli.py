@@ -357,7 +357,7 @@ def main(args=None):
     except OSError as e:
         code = _complain(
             f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}",
-            2 if e.errno in CANNOT_WRITE | {errno.EEXIST, errno.ENOTDIR} else 1,
+            2 if e.errno in CANNOT_WRITE | {errno.EEXIST, errno.ENOTDIR, errno.EBADF} else 1,
         )
     sys.exit(code if isinstance(code, int) else 0)
 
