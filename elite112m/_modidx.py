@@ -105,6 +105,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'elite112m/chat/generate.py'),
                                          'elite112m.chat.generate.TextStream._show': ( '07_chat/generate.html#textstream._show',
                                                                                        'elite112m/chat/generate.py'),
+                                         'elite112m.chat.generate.TextStream._trailing_bytes': ( '07_chat/generate.html#textstream._trailing_bytes',
+                                                                                                 'elite112m/chat/generate.py'),
                                          'elite112m.chat.generate.TextStream.rest': ( '07_chat/generate.html#textstream.rest',
                                                                                       'elite112m/chat/generate.py'),
                                          'elite112m.chat.generate._decode': ('07_chat/generate.html#_decode', 'elite112m/chat/generate.py'),

@@ -9,6 +9,7 @@ __all__ = ['MAX_NEW_TOKENS', 'candidates', 'penalise', 'row_seeds', 'draw', 'nex
 # %% ../../nbs/07_chat/00_generate.ipynb #736a658f
 import zlib
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 from fastcore.basics import patch
@@ -120,16 +121,28 @@ class TextStream:
         self.decoded = self.tok.decode(self.ids)
         text, self.done = cut(self.decoded, self.stop_strings)
         if not self.done:
+            n_bytes = self._trailing_bytes()
+            text = self.tok.decode(self.ids[:-n_bytes]) if n_bytes else text
             text = text.rstrip("\ufffd")  # what stands for half a character
             text = text[: len(text) - self._held_back(text)]
         return self._show(text)
 
     def _show(self, text):
         "The part of `text` that has not been returned yet."
-        if not text.startswith(self.shown):
+        if len(text) <= len(self.shown):
             return ""
         new, self.shown = text[len(self.shown) :], text
         return new
+
+# %% ../../nbs/07_chat/00_generate.ipynb #469247c7
+@patch
+def _trailing_bytes(self: TextStream) -> int:
+    "How many tokens at the end are single bytes of a run that may go on."
+    core = getattr(self.tok, "core", None)
+    if not getattr(getattr(core, "model", None), "byte_fallback", False):
+        return 0
+    names = (core.id_to_token(int(i)) or "" for i in reversed(self.ids))
+    return sum(1 for _ in takewhile(lambda name: len(name) == 6 and name.startswith("<0x"), names))
 
 # %% ../../nbs/07_chat/00_generate.ipynb #9deaa44f
 @patch
