@@ -285,8 +285,13 @@ def tokenizer_config(tok, context: int) -> dict:
     "The `tokenizer_config.json` of Hugging Face for our tokenizer and chat text."
     if foreign_template(tok) and "tokenizer_config.json" in tok.settings:
         theirs = json.loads(tok.settings["tokenizer_config.json"])
-        kind = {"tokenizer_class": type(tok.in_transformers()).__name__}
-        return kind | theirs | {"model_max_length": context, "chat_template": tok.template}
+        unsaid = {
+            "tokenizer_class": type(tok.in_transformers()).__name__,
+            "eos_token": tok.decode([reply_end(tok)], special=True),
+            "pad_token": EOT,
+        }
+        said = {name: value for name, value in theirs.items() if value is not None}
+        return unsaid | said | {"model_max_length": context, "chat_template": tok.template}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
