@@ -47,7 +47,7 @@ def setup(app):
     )
 """
 CSS = """
-.content { width: 56em; max-width: 100%; }
+.content { width: 53em; max-width: 100%; }
 .highlight pre { font-size: .8rem; }
 math[display="block"] { margin: .8em 0; overflow-x: auto; }
 .cell_output img { max-width: 100%; height: auto; }
@@ -120,6 +120,8 @@ def page(path):
     nb.cells = [c for c in nb.cells if shown(c)]
     nb.metadata.pop("widgets", None)  # they need scripts from elsewhere, and a kernel
     for c in nb.cells:
+        if c.cell_type == "markdown":  # anchors keep their capitals in Jupyter, and lose them here
+            c.source = re.sub(r"\]\(([^)#\s]*)(#[^)\s]+)\)", lambda m: f"]({m[1]}{m[2].lower()})", c.source)
         if c.cell_type == "code":
             c.source = without_directives(c.source)
             c.outputs = [o for o in c.outputs if WIDGET not in o.get("data", {})]

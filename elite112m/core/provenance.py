@@ -47,6 +47,14 @@ def _number(spec, key, text, kind):
     return n
 
 
+def _last_option(text):
+    "What `text` says before its last `:key=value`, with key and value; None where it ends with none, or is a path."
+    before, colon, last = text.rpartition(":")
+    key, equals, value = last.partition("=")
+    if colon and equals and "/" not in key and not os.path.exists(text):
+        return before, key, value
+
+# %% ../../nbs/01_core/13_provenance.ipynb #a87f910f
 def parse_source(spec: str) -> Source:
     "Read a source and its options. Raises `InputError` for unusable ones."
     place, options = str(spec), {}
@@ -54,26 +62,16 @@ def parse_source(spec: str) -> Source:
         place.encode()
     except UnicodeEncodeError:
         raise InputError(f"{place.encode('utf-8', 'replace').decode()}: a name that is not UTF-8; rename it") from None
-    while (
-        ":" in place
-        and "=" in (last := place.rpartition(":")[2])
-        and "/" not in last.partition("=")[0]
-        and not os.path.exists(place)
-    ):
-        place, (key, _, value) = place.rpartition(":")[0], last.partition("=")
-        require(
-            key in OPTIONS,
-            f"{spec}: unknown option {key!r}; there are {', '.join(OPTIONS)}{did_you_mean(key, OPTIONS)}",
-        )
-        options[key] = (
-            _number(spec, key, value, {"weight": float, "tokens": int}[key]) if key in ("weight", "tokens") else value
-        )
+    while option := _last_option(place):
+        place, key, value = option
+        known = f"{', '.join(OPTIONS)}{did_you_mean(key, OPTIONS)}"
+        require(key in OPTIONS, f"{spec}: unknown option {key!r}; there are {known}")
+        kind = {"weight": float, "tokens": int}.get(key)
+        options[key] = _number(spec, key, value, kind) if kind else value
     require(not {"weight", "tokens"} <= options.keys(), f"{spec}: give a weight or a budget of tokens, not both")
     hub = place.startswith("hf:")
-    require(
-        hub or not {"name", "split", "revision"} & options.keys(),
-        f"{spec}: name, split and revision are for hub data sets (hf:...)",
-    )
+    hub_only = {"name", "split", "revision"} & options.keys()
+    require(hub or not hub_only, f"{spec}: name, split and revision are for hub data sets (hf:...)")
     return Source(str(spec), place.removeprefix("hf:"), hub, **options)
 
 # %% ../../nbs/01_core/13_provenance.ipynb #3852ed18
@@ -127,23 +125,20 @@ def fingerprint(sources) -> str | None:
     return h.hexdigest()
 
 # %% ../../nbs/01_core/13_provenance.ipynb #de5ba491
+def _is_of_the_model(f):
+    ours = ("stage.json", "state.json")  # records of training
+    return f.suffix in (".safetensors", ".json", ".jinja") and f.name not in ours
+
+
 def model_fingerprint(place: str) -> str | None:
-    "A digest of the model at a path; None where it is not there (any more). What is no path is a name and stands for itself."
+    "A digest of the model at a path; None where there is none (any more). A name that is no path stands for itself."
     h, root = hashlib.blake2b(digest_size=16), Path(place).expanduser()
     if not root.exists():
         return None if root.is_absolute() else place
     folder = weights_at(root) if root.is_dir() else root.parent
     if not folder:
         return None
-    files = (
-        [root]
-        if root.is_file()
-        else sorted(
-            f
-            for f in folder.iterdir()
-            if f.suffix in (".safetensors", ".json", ".jinja") and f.name not in ("stage.json", "state.json")
-        )
-    )
+    files = [root] if root.is_file() else sorted(filter(_is_of_the_model, folder.iterdir()))
     for f in files:
         _hash_file(h, f, f.name)
     return h.hexdigest()
