@@ -943,6 +943,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'elite112m/data/messages.py'),
                                          'elite112m.data.messages._ids_by_text': ( '02_data/messages.html#_ids_by_text',
                                                                                    'elite112m/data/messages.py'),
+                                         'elite112m.data.messages._mentions_specials': ( '02_data/messages.html#_mentions_specials',
+                                                                                         'elite112m/data/messages.py'),
                                          'elite112m.data.messages._reply_spans': ( '02_data/messages.html#_reply_spans',
                                                                                    'elite112m/data/messages.py'),
                                          'elite112m.data.messages._specials': ( '02_data/messages.html#_specials',

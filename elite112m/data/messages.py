@@ -89,10 +89,15 @@ def special_ids(tok: Tokenizer) -> dict:
     return {t.content: i for i, t in tok.core.get_added_tokens_decoder().items() if t.special}
 
 
-def _specials(tok, messages=None) -> list[str]:
-    "The special tokens of a vocabulary and of its settings; with `messages`, those that are mentioned in them."
-    found = {*special_ids(tok), *tok.in_transformers().all_special_tokens}
-    return [t for t in found if messages is None or any(t in m["content"] for m in messages)]
+def _specials(tok) -> dict:
+    "The special tokens of a vocabulary and of its settings: text -> id."
+    auto = tok.in_transformers()
+    added = {t.content: i for i, t in auto.added_tokens_decoder.items() if t.special}
+    return added | dict(zip(auto.all_special_tokens, auto.all_special_ids)) | special_ids(tok)
+
+
+def _mentions_specials(tok, messages) -> bool:
+    return any(t in m["content"] for t in _specials(tok) for m in messages)
 
 # %% ../../nbs/02_data/01_messages.ipynb #138c1c49
 def _apply(tok, messages, template, **how):
@@ -116,7 +121,7 @@ def templated_prompt(tok: Tokenizer, messages, template: str = None) -> list[int
         return templated_prompt(tok, before, template)
     going_on = last["role"] == "assistant" and bool(last["content"].strip())
     how = {"continue_final_message": True} if going_on else {"add_generation_prompt": True}
-    how["sanitize_control_tokens"] = bool(_specials(tok, messages))
+    how["sanitize_control_tokens"] = _mentions_specials(tok, messages)
     return _apply(tok, messages, template or tok.template, return_dict=False, **how)
 
 # %% ../../nbs/02_data/01_messages.ipynb #7b1053d0
@@ -158,7 +163,7 @@ def _ids_by_prompts(tok, messages, template, asks):
     "The same from the prompt of each reply."
     how = {"sanitize_control_tokens": True, "return_dict": False}
     ids = _apply(tok, messages, template, add_generation_prompt=asks, **how)
-    mask, special = [False] * len(ids), set(special_ids(tok).values())
+    mask, special = [False] * len(ids), set(_specials(tok).values())
     for k in (k for k, m in enumerate(messages) if m["role"] == "assistant"):
         asked = _apply(tok, messages[:k], template, add_generation_prompt=True, **how)
         if ids[: len(asked)] != asked:
@@ -174,7 +179,7 @@ def _ids_by_marks(tok, messages, template, asks):
     how = {"return_dict": True, "return_assistant_tokens_mask": True, "add_generation_prompt": asks}
     found = _apply(tok, messages, template, **how)
     ids, mask = found["input_ids"], list(map(bool, found["assistant_masks"]))
-    special = set(special_ids(tok).values())
+    special = set(_specials(tok).values())
     for k in range(1, len(ids)):
         ends_here = mask[k - 1] and not mask[k] and ids[k - 1] not in special
         if ends_here:
@@ -188,7 +193,7 @@ def templated(tok: Tokenizer, messages, template: str) -> list[tuple[list[int], 
     check_messages(messages)
     asks = messages[-1]["role"] != "assistant"
     marked = re.search(r"\{%-?\s*generation\s*-?%\}", template)
-    way = _ids_by_prompts if _specials(tok, messages) else _ids_by_marks if marked else _ids_by_text
+    way = _ids_by_prompts if _mentions_specials(tok, messages) else _ids_by_marks if marked else _ids_by_text
     ids, mask = way(tok, messages, template, asks)
     if mask is None and asks:
         mask = [False] * len(ids)  # a prompt needs none
