@@ -198,6 +198,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'elite112m/chat/openai_api.py'),
                                            'elite112m.chat.openai_api._number': ( '07_chat/openai_api.html#_number',
                                                                                   'elite112m/chat/openai_api.py'),
+                                           'elite112m.chat.openai_api._offsets': ( '07_chat/openai_api.html#_offsets',
+                                                                                   'elite112m/chat/openai_api.py'),
                                            'elite112m.chat.openai_api._one_or_many': ( '07_chat/openai_api.html#_one_or_many',
                                                                                        'elite112m/chat/openai_api.py'),
                                            'elite112m.chat.openai_api._only_empty': ( '07_chat/openai_api.html#_only_empty',

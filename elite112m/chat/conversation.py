@@ -140,6 +140,7 @@ class _AnswerParts:
         self.finish = "length"
         self.begun = keep_space  # until there is text, space is left out
         self.n_tokens = 0
+        self.offset = 0  # where the last token begins in the text
         self.first_token_at = None
 
     def add(self, text, token=None):
@@ -162,7 +163,9 @@ def on_token(self: _AnswerParts, row, i, logits):
     token = None if self.top is None else token_logprobs(self.tok, i, logits, self.top)
     if token:
         after = self.stream.decoded
-        token = replace(token, offset=len(after.removesuffix(token.text) if after.endswith(token.text) else before))
+        begin = len(after.removesuffix(token.text) if after.endswith(token.text) else before)
+        self.offset = max(self.offset, begin)
+        token = replace(token, offset=self.offset)
     stop = self.add(text, token)
     if ended or self.stream.done:
         self.finish = "stop"

@@ -357,7 +357,16 @@ def _prompt_ids(model, prompt):
         raise APIError(400, f"prompt: there is no token {str(wrong[0])[:20]}, there are {size:,}", param="prompt")
     return prompt
 
-# %% ../../nbs/07_chat/14_openai_api.ipynb #e89f875f
+# %% ../../nbs/07_chat/14_openai_api.ipynb #f95a2be4
+def _offsets(tok, ids, text) -> list[int]:
+    "Where each token of a prompt begins in its text."
+    found = tok.core.encode(text, add_special_tokens=False)
+    n_start = len(ids) - len(found.ids)  # what the tokenizer puts before a text
+    if n_start >= 0 and found.ids == ids[n_start:]:
+        return [0] * n_start + [begin for begin, _ in found.offsets]
+    return [min(len(tok.decode(ids[:k], special=True)), len(text)) for k in range(len(ids))]
+
+
 def _echo(model, ids, text, top) -> list:
     "The parts of an answer that repeat the prompt; with `top`, a `Token` for each id."
     import torch
@@ -366,12 +375,10 @@ def _echo(model, ids, text, top) -> list:
         return [(text, None)]
     with torch.inference_mode():
         logits = model.model(torch.tensor([ids], device=model.model.device))[0]
-    first = replace(token_logprobs(model.tok, ids[0], logits[0], 0), logprob=None)
-    tokens, at = [first], len(first.text)
-    for i, row in zip(ids[1:], logits):
-        tokens.append(replace(token_logprobs(model.tok, i, row, top), offset=at))
-        at += len(tokens[-1].text)
-    return [(text if k == 0 else "", t) for k, t in enumerate(tokens)]
+    tokens = [replace(token_logprobs(model.tok, ids[0], logits[0], 0), logprob=None)]
+    tokens += [token_logprobs(model.tok, i, row, top) for i, row in zip(ids[1:], logits)]
+    begins = _offsets(model.tok, ids, text)
+    return [(text if k == 0 else "", replace(t, offset=at)) for k, (t, at) in enumerate(zip(tokens, begins))]
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #df491f71
 def _with_echo(work, model, r, prompts):
