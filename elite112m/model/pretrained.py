@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['DTYPES', 'OddConfig', 'read_config', 'read_safetensors', 'without_head', 'read_folder', 'rotate_half_rows',
            'read_gguf', 'read_shape', 'check_size', 'load_model', 'write_model', 'save_model', 'read_best', 'reply_end',
-           'tokenizer_config', 'generation_config', 'export_tokenizer', 'export_hf', 'ThirdPartyCache', 'ThirdPartyLM',
-           'open_model', 'ThirdPartyTokenizer', 'open_tokenizer']
+           'end_ids', 'tokenizer_config', 'generation_config', 'export_tokenizer', 'export_hf', 'ThirdPartyCache',
+           'ThirdPartyLM', 'open_model', 'ThirdPartyTokenizer', 'open_tokenizer']
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #e9ddcdd0
 import inspect
+import json
 import math
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import tokenizers
 import torch
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
@@ -25,8 +27,8 @@ from torch import nn
 from ..core.config import InputError, ModelConfig, require
 from ..core.files import atomic, read_json, write_json, writing
 from ..core.locate import find_weights
-from ..data.messages import CHAT_TEMPLATE, render
-from ..data.tokenizer import EOT, Tokenizer, gguf_fields, load_tokenizer
+from ..data.messages import CHAT_TEMPLATE, foreign_template, render
+from ..data.tokenizer import EOT, Tokenizer, default_template, gguf_fields, load_tokenizer
 from .loss import logits_loss
 from .transformer import CausalLM, hf_config
 
@@ -324,13 +326,32 @@ def read_best(folder) -> tuple[int, float] | None:
 def reply_end(tok) -> int:
     "The token that ends a reply: that of the tokenizer's own chat template if it has one, else our end token."
     try:
-        return render(tok, [{"role": "user", "content": "-"}, {"role": "assistant", "content": "-"}])[0][-1]
-    except InputError:
+        ids, mask = render(tok, [{"role": "user", "content": "-"}, {"role": "assistant", "content": "-"}])
+        return [i for i, spoken in zip(ids, mask) if spoken][-1]
+    except (InputError, IndexError):
         return tok.eot
+
+
+def end_ids(folder) -> set[int]:
+    "The tokens that end an answer, by the settings of a model folder."
+    for name in ("generation_config.json", "config.json"):
+        found = (read_json(Path(folder) / name) or {}).get("eos_token_id") if Path(folder).is_dir() else None
+        if found is not None:
+            return {i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int)}
+    return set()
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #3a623c8d
 def tokenizer_config(tok, context: int) -> dict:
     "The `tokenizer_config.json` of Hugging Face for our tokenizer and chat text."
+    if foreign_template(tok) and "tokenizer_config.json" in tok.settings:
+        theirs = json.loads(tok.settings["tokenizer_config.json"])
+        unsaid = {
+            "tokenizer_class": type(tok.in_transformers()).__name__,
+            "eos_token": tok.decode([reply_end(tok)], special=True),
+            "pad_token": EOT,
+        }
+        said = {name: value for name, value in theirs.items() if value is not None}
+        return unsaid | said | {"model_max_length": context, "chat_template": tok.template}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
@@ -347,10 +368,15 @@ def tokenizer_config(tok, context: int) -> dict:
 # %% ../../nbs/04_model/11_pretrained.ipynb #5415c910
 def generation_config(tok) -> dict:
     "The `generation_config.json`: greedy, ending at the end token."
+    bos, ends, pad = tok.eot, {tok.eot}, tok.eot
+    if foreign_template(tok):
+        auto = tok.in_transformers()
+        bos, pad = (i if i is not None else tok.eot for i in (auto.bos_token_id, auto.pad_token_id))
+        ends |= {reply_end(tok)} | ({auto.eos_token_id} - {None})
     return {
-        "bos_token_id": tok.eot,
-        "eos_token_id": sorted({tok.eot, reply_end(tok)}) if tok.template else tok.eot,
-        "pad_token_id": tok.eot,
+        "bos_token_id": bos,
+        "eos_token_id": sorted(ends) if len(ends) > 1 else tok.eot,
+        "pad_token_id": pad,
         "do_sample": False,
         "max_new_tokens": 128,
     }
@@ -563,12 +589,14 @@ class ThirdPartyTokenizer(Tokenizer):
     "A tokenizer of `transformers` with the same interface as `Tokenizer`; `start` is what it puts before a text."
 
     def __init__(self, auto, origin):
-        self.core, self.origin, self.vocab_size = auto.backend_tokenizer, origin, len(auto)
-        self.template = auto.chat_template if isinstance(auto.chat_template, str) else None
-        self.eot, self.eos_token = auto.eos_token_id, auto.eos_token
+        # `transformers` changes the flags of its own core with each call, so ours is a copy.
+        self.core = tokenizers.Tokenizer.from_str(auto.backend_tokenizer.to_str())
+        self._transformers, self.settings = auto, {}
+        self.origin, self.vocab_size = origin, len(auto)
+        self.template = default_template(auto.chat_template)
+        self.eot = auto.eos_token_id
         require(self.eot is not None, f"the tokenizer ({origin}) has no end token")
         self.start = [i for i in auto("").input_ids if i == auto.bos_token_id]
-        self.bos_token = auto.bos_token or ""
         self.core.encode_special_tokens = True  # text that looks like a special token stays text
         self.core.no_truncation()
         self.core.no_padding()

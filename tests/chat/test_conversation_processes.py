@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pexpect
+import pytest
 from conftest import BIN, ENV
 
 
@@ -127,3 +128,32 @@ def test_settings_do_not_import_torch():
     code = "import sys, elite112m.workbook.cli, elite112m.chat.conversation; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, timeout=60)
     assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "streams, code, words",
+    [
+        ("<&-", 2, "standard input is closed"),
+        ("0>made", 2, "standard input cannot be read"),
+        ("--input hi <&- >/dev/null 2>&-", 0, ""),
+        ("--input hi <&- >&- 2>&-", 2, ""),
+        ("<lines >/dev/full", 2, "No space left on device"),
+    ],
+)
+def test_closed_and_useless_streams(toy, tmp_path, streams, code, words):
+    (tmp_path / "lines").write_text("a\nb\n")
+    model = tmp_path.parent / "closed"
+    if not model.exists():
+        model.symlink_to(toy(64))
+    shell = f"{BIN / 'elite112m'} chat --model {model} --max-new-tokens 2 {streams}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, env=ENV, cwd=tmp_path, timeout=60)
+    err = done.stderr.decode()
+    assert done.returncode == code and words in err and err.count("\n") == bool(words), err
+
+
+def test_with_closed_streams_nothing_is_printed_into_files(tmp_path):
+    command = f"{BIN / 'elite112m'} exercises --n 3 --out"
+    for streams in ("", "<&- >&- 2>&-"):
+        subprocess.run(["bash", "-c", f"{command} made{len(streams)} {streams}"], env=ENV, cwd=tmp_path)
+    for name in ("alpaca.json", "gsm8k.parquet"):
+        assert (tmp_path / "made0" / name).read_bytes() == (tmp_path / "made12" / name).read_bytes()
