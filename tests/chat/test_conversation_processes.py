@@ -135,8 +135,7 @@ def test_settings_do_not_import_torch():
     [
         ("<&-", 2, "standard input is closed"),
         ("0>made", 2, "standard input cannot be read"),
-        ("--input hi <&- >/dev/null 2>&-", 0, ""),
-        ("--input hi <&- >&- 2>&-", 2, ""),
+        ("--input hi <&- >&- 2>&-", 0, ""),
         ("<lines >/dev/full", 2, "No space left on device"),
     ],
 )
@@ -154,6 +153,6 @@ def test_closed_and_useless_streams(toy, tmp_path, streams, code, words):
 def test_with_closed_streams_nothing_is_printed_into_files(tmp_path):
     command = f"{BIN / 'elite112m'} exercises --n 3 --out"
     for streams in ("", "<&- >&- 2>&-"):
-        subprocess.run(["bash", "-c", f"{command} made{len(streams)} {streams}"], env=ENV, cwd=tmp_path)
+        subprocess.run(["bash", "-c", f"{command} made{len(streams)} {streams}"], check=True, env=ENV, cwd=tmp_path)
     for name in ("alpaca.json", "gsm8k.parquet"):
         assert (tmp_path / "made0" / name).read_bytes() == (tmp_path / "made12" / name).read_bytes()

@@ -231,8 +231,8 @@ def test_second_command_waits_then_gives_up(prepared, tmp_path):
 @pytest.mark.parametrize(
     "command, code, line",
     [
-        ("presets >&-", 2, "elite112m: standard output is closed"),
-        ("--version >&-", 2, "elite112m: standard output is closed"),
+        ("presets >&-", 0, ""),
+        ("--version >&-", 0, ""),
         ("presets >/dev/full", 2, "elite112m: No space left on device"),
         ("presets 2>&-", 0, ""),
         ("nothing 2>&-", 2, ""),
