@@ -2453,6 +2453,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'elite112m/workbook/cli_tools.py'),
                                               'elite112m.workbook.cli_tools.absolute_settings': ( '10_workbook/cli_tools.html#absolute_settings',
                                                                                                   'elite112m/workbook/cli_tools.py'),
+                                              'elite112m.workbook.cli_tools.at_most': ( '10_workbook/cli_tools.html#at_most',
+                                                                                        'elite112m/workbook/cli_tools.py'),
                                               'elite112m.workbook.cli_tools.bench_generate_command': ( '10_workbook/cli_tools.html#bench_generate_command',
                                                                                                        'elite112m/workbook/cli_tools.py'),
                                               'elite112m.workbook.cli_tools.bench_group': ( '10_workbook/cli_tools.html#bench_group',

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['device_option', 'OUTPUT_RECORD', 'track_option', 'completion', 'preset_names', 'run_folders', 'setting_names',
-           'KeyValue', 'FiniteRange', 'Utf8Text', 'set_option', 'json_option', 'absolute_settings', 'open_run',
-           'OrderedGroup', 'file_checksum', 'written_files', 'check_output_folder', 'output_files', 'output_json',
-           'bench_group', 'bench_train_command', 'bench_generate_command', 'tokenizer_group', 'tokenizer_fetch_command',
-           'tokenizer_train_command', 'tokenizer_show_command', 'track_group', 'track_sync_command',
-           'track_status_command', 'sweep_command']
+           'KeyValue', 'FiniteRange', 'at_most', 'Utf8Text', 'set_option', 'json_option', 'absolute_settings',
+           'open_run', 'OrderedGroup', 'file_checksum', 'written_files', 'check_output_folder', 'output_files',
+           'output_json', 'bench_group', 'bench_train_command', 'bench_generate_command', 'tokenizer_group',
+           'tokenizer_fetch_command', 'tokenizer_train_command', 'tokenizer_show_command', 'track_group',
+           'track_sync_command', 'track_status_command', 'sweep_command']
 
 # %% ../../nbs/10_workbook/12_cli_tools.ipynb #t15a0004
 import math
@@ -71,6 +71,11 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
         return number
+
+# %% ../../nbs/10_workbook/12_cli_tools.ipynb #50f0fa9f
+def at_most(option, value, most):
+    "Raise `InputError` if the `value` of `option` is more than `most`."
+    require(value is None or value <= most, f"{option} {value} is more than {most:,}; give less")
 
 # %% ../../nbs/10_workbook/12_cli_tools.ipynb #14cb5ea8
 class Utf8Text(click.types.StringParamType):

@@ -254,3 +254,19 @@ def test_conversation_without_input(finished):
     assert done.stderr.startswith("elite112m: standard input is closed")
     done = subprocess.run(f"{chat} --input Hello <&-", shell=True, capture_output=True, text=True, env=ENV)
     assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
+# ---- a folder that is replaced -------------------------------------------------------------------
+
+
+def test_force_replaces_results_that_are_ours(finished, tmp_path):
+    out = tmp_path / "results"
+    evaluate = ("elite112m", "evaluate", "--model", finished[0], "--out", out, "--items", "1", "--max-new-tokens", "1")
+    assert here(*evaluate).returncode == 0
+    assert "--force" in here(*evaluate).stderr
+    done = here(*evaluate, "--force")
+    assert done.returncode == 0, done.stderr
+    (out / "generations.jsonl").write_text("mine")
+    done = here(*evaluate, "--force")
+    assert done.returncode == 2 and "generations.jsonl" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert (out / "generations.jsonl").read_text() == "mine"
