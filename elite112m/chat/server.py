@@ -35,6 +35,7 @@ from elite112m.chat.openai_api import (
     read_request,
 )
 from ..core.config import InputError
+from ..core.signals import not_ignored
 
 # %% ../../nbs/07_chat/15_server.ipynb #sv799ea5
 @dataclass(frozen=True)
@@ -368,7 +369,7 @@ def serve(model: ChatModel, port: int = 8112, defaults: dict = None, ready=print
 
     async def run():
         end = asyncio.Event()
-        for s in (signal.SIGINT, signal.SIGTERM):
+        for s in not_ignored(signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(s, end.set)
         server = make_server(model, defaults)
         try:

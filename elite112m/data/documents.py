@@ -15,6 +15,7 @@ import io
 import json
 import os
 import pkgutil
+import shlex
 import sysconfig
 from collections import Counter
 from dataclasses import replace
@@ -83,11 +84,12 @@ def _text(path, data: bytes) -> str:
 TEXT_COLUMNS = ("text", "content")
 
 
-def _columns(names, wanted, where) -> list[str]:
+def _columns(names, wanted, where, source=None) -> list[str]:  # source: what to write before :column=
     "The columns that hold the text."
     shown = ", ".join(map(str, names))[:120]
     found = wanted.split("+") if wanted else [c for c in TEXT_COLUMNS if c in names][:1]
-    require(found, f"{where} has no column called text or content; it has {shown}: name one, as in {where}:column=NAME")
+    example = shlex.quote(f"{source or where}:column=NAME")
+    require(found, f"{where} has no column called text or content; it has {shown}: name one, as in {example}")
     for c in found:
         require(
             list(names).count(c) == 1,
@@ -212,7 +214,7 @@ def _json(path, wanted, start, faults):
         if row is None:
             yield None
             continue
-        columns = _columns(row, wanted, f"line {n} of {path}" if not wanted else path)
+        columns = _columns(row, wanted, f"line {n} of {path}" if not wanted else path, path)
         yield _join([row[c] for c in columns], f"line {n} of {path}", columns, faults)
 
 # %% ../../nbs/02_data/10_documents.ipynb #1d41fdeb

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BEGINNINGS', 'BITS_OPTIONS', 'Cloze', 'cloze_items', 'word_logprobs', 'cloze_results', 'continuations', 'open_newest',
-           'sliding_windows', 'nats', 'domains', 'taken', 'bits_per_byte']
+           'sliding_windows', 'nats', 'domains', 'taken', 'check_bits', 'bits_per_byte']
 
 # %% ../../nbs/08_evaluation/16_base_model.ipynb #1b4d6040
 import json
@@ -172,16 +172,16 @@ def sliding_windows(
         begin, done = begin + stride, end
 
 # %% ../../nbs/08_evaluation/16_base_model.ipynb #a07f828a
-def _batches(texts, context, stride, eot, size, bar):
+def _batches(texts, context, stride, begin_id, size, bar):
     "Windows of texts (lists of ids), longest first, as (inputs, targets, None)."
     spans = []
     for text in texts:
-        spans += [([eot] + text, *window) for window in sliding_windows(len(text), context, stride)]
+        spans += [([begin_id] + text, *window) for window in sliding_windows(len(text), context, stride)]
     spans.sort(key=lambda s: s[1] - s[2])
     for at in range(0, len(spans), size):
         rows = spans[at : at + size]
         shape = len(rows), rows[0][2] - rows[0][1]
-        x, y = np.full(shape, eot), np.full(shape, -100)  # -100: no target
+        x, y = np.full(shape, begin_id), np.full(shape, -100)  # -100: no target
         for i, (ids, begin, end, first) in enumerate(rows):
             x[i, : end - begin] = ids[begin:end]
             y[i, first - begin : end - begin] = ids[first + 1 : end + 1]
@@ -205,7 +205,8 @@ def nats(
     )
     n = sum(map(len, texts))
     bar = progress(n, what, "tok")
-    batches = _batches(texts, context, stride, model.tok.eot, batch_size, bar)
+    begin_id = (getattr(model.tok, "start", []) or [model.tok.eot])[-1]
+    batches = _batches(texts, context, stride, begin_id, batch_size, bar)
     mean = validate(model.model, batches, model.model.device, "fp32")
     bar.close()
     return mean * n
@@ -281,14 +282,21 @@ def _bits_row(name, found):
 BITS_OPTIONS = dict(data=None, bytes=200_000, context=0, stride=0, batch_size=8, seed=0)
 
 
+def check_bits(given: dict) -> dict:
+    "All options of `bits`. Raises `InputError` for wrong ones."
+    o = options("bits", given, **BITS_OPTIONS)
+    require(o["data"], "bits: say of what, with data: a prepared folder, a run, or a source such as notes.txt")
+    require(o["batch_size"] > 0, "bits: batch_size=0 must be at least 1")
+    return o
+
+
 def bits_per_byte(
     model,  # a `ChatModel`
     folder,  # not needed: there is nothing to keep but the figures
     given: dict = {},  # of `BITS_OPTIONS`
 ) -> dict:
     "Bits per byte of each domain, and of all together. Raises `InputError` for data that cannot be read."
-    o = options("bits", given, **BITS_OPTIONS)
-    require(o["data"], "bits: say of what, with data: a prepared folder, a run, or a source such as notes.txt")
+    o = check_bits(given)
     o["context"] = min(o["context"] or 2048, model.context)
     o["stride"] = o["stride"] or max(1, o["context"] // 2)
     found = {}

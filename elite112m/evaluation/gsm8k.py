@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB', 'INVALID', 'GSM8K_OPTIONS', 'read_problems', 'extract_answer', 'last_number', 'calculations', 'score_gsm8k',
-           'base_prompt', 'gsm8k_prompt', 'gsm8k']
+           'base_prompt', 'gsm8k_prompt', 'check_gsm8k', 'gsm8k']
 
 # %% ../../nbs/08_evaluation/18_gsm8k.ipynb #a997e354
 import re
@@ -129,6 +129,13 @@ GSM8K_OPTIONS = dict(
     data=HUB, items=100, shots=0, shots_data="", form="chat", seed=0, max_new_tokens=256, batch_size=32
 )
 
+
+def check_gsm8k(given: dict) -> dict:
+    "All options of `gsm8k`. Raises `InputError` for wrong ones."
+    o = options("gsm8k", given, **GSM8K_OPTIONS)
+    check_form("gsm8k", o["form"])
+    return o
+
 # %% ../../nbs/08_evaluation/18_gsm8k.ipynb #6ea9e86c
 def gsm8k(
     model,  # a `ChatModel`
@@ -136,8 +143,7 @@ def gsm8k(
     given: dict = {},  # of `GSM8K_OPTIONS`
 ) -> dict:
     "Solve problems of GSM8K; the four rates and what was asked. Raises `InputError` for data that cannot be had."
-    o = options("gsm8k", given, **GSM8K_OPTIONS)
-    check_form("gsm8k", o["form"])
+    o = check_gsm8k(given)
     problems = read_problems(o["data"])
     asked = drawn(problems, o["items"], o["seed"])
     replies = gsm8k_prompt(model, asked, _shots(o, problems, asked), o["form"], o["max_new_tokens"], o["batch_size"])

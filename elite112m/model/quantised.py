@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from ..core.config import InputError, require
+from .loss import logits_loss
 from .transformer import CausalLM, RMSNorm, rope_table
 
 # %% ../../nbs/04_model/12_quantised.ipynb #83881a6c
@@ -250,8 +251,11 @@ def step(self: PackedLM, ids, cache):  # (B, 1)
 
 # %% ../../nbs/04_model/12_quantised.ipynb #a0a8a051
 @patch
-def __call__(self: PackedLM, ids):  # (B, T)
-    "Logits (B, T, vocabulary)."
+def __call__(self: PackedLM, ids, labels=None, doc_ids=None):  # (B, T) each; see `CausalLM.forward`
+    "Logits (B, T, vocabulary), or with `labels` the pair (sum of losses, number of targets), 0-dim, FP32."
+    require(doc_ids is None, "a model of 8 or 4 bits cannot keep documents apart: take fp32 or bf16")
+    if labels is not None:
+        return logits_loss(lambda rows, _: self(rows), ids, labels, self.config.vocab_size)
     return self.read(ids.tolist(), ids.shape[1], torch.arange(ids.shape[1]).expand(ids.shape))[0]
 
 # %% ../../nbs/04_model/12_quantised.ipynb #b30fe93d

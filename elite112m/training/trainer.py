@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..core.config import InputError, require
 from ..core.files import echo
 from ..core.presets import flops_per_token
-from ..core.runs import LENGTH, settings_of
+from ..core.runs import TRAINING_LENGTH_FIELDS, settings_of
 from ..fp8.linear import NO_FP8
 from ..fp8.precision import pick_precision
 from ..fp8.transformer_engine import make_fp8
@@ -120,7 +120,9 @@ def measure_from_here(self: Trainer):
 
 def same_settings(path, made: dict, now: dict):
     "Raise `InputError` if a checkpoint was made with settings other than `now`."
-    other = [f"{k}={made.get(k)}, not {v}" for k, v in now.items() if made.get(k, v) != v and k not in LENGTH]
+    other = [
+        f"{k}={made.get(k)}, not {v}" for k, v in now.items() if made.get(k, v) != v and k not in TRAINING_LENGTH_FIELDS
+    ]
     require(not other, f"{path} was made with {'; '.join(other[:3])}: --force starts over, --out starts another run")
 
 # %% ../../nbs/06_training/02_trainer.ipynb #c059ade1

@@ -6,6 +6,8 @@ import pytest
 from conftest import here
 from replies import make_models
 
+from elite112m.core.config import InputError
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -55,29 +57,65 @@ def test_unfinished_training_is_judged_by_its_newest_checkpoint(model, tmp_path)
     )["model"]
 
 
-def test_interrupted_evaluation_leaves_nothing(model, tmp_path, monkeypatch):
+def unforeseen(model, folder, options):
+    (folder / "half.jsonl").write_text("{")
+    raise TypeError("forward() got an unexpected\nkeyword argument")
+
+
+def refused(model, folder, options):
+    raise InputError("no such data")
+
+
+def stopped(model, folder, options):
+    (folder / "half.jsonl").write_text("{")
+    raise KeyboardInterrupt
+
+
+FAILURES = [
+    (unforeseen, 2, "base failed: TypeError: forward() got an unexpected keyword argument"),
+    (refused, 2, "base failed: no such data"),
+    (stopped, 130, "stopped"),
+]
+
+
+@pytest.mark.parametrize("fails, code, says", FAILURES)
+def test_a_task_that_fails_costs_no_other_task_anything(model, tmp_path, monkeypatch, fails, code, says):
     from elite112m.evaluation import evaluate
 
-    def stopped(*a):
-        raise KeyboardInterrupt
+    monkeypatch.setitem(evaluate.TASKS, "base", fails)
+    args = ["evaluate", "--model", model / "model", "--items", "1", "--max-new-tokens", "2", "--device", "cpu"]
+    done = here("elite112m", *args, "--out", tmp_path / "a", "--tasks", "suite,base")
+    *_, said = done.stderr.splitlines()
+    assert done.returncode == code and says in said and done.stderr.count("elite112m: ") == 1, done.stderr
+    assert code == 130 or f"{tmp_path / 'a'} keeps what is finished: suite" in said
+    assert sorted(f.name for f in (tmp_path / "a").iterdir()) == ["generations.jsonl", "results.json", "suite.png"]
+    results = json.loads((tmp_path / "a/results.json").read_text())
+    assert list(results["tasks"]) == ["suite"] and len(results["rows"]) == 6
+    assert len(list(tmp_path.iterdir())) == 1
 
-    monkeypatch.setitem(evaluate.TASKS, "base", stopped)
-    assert (
-        cli(
-            "evaluate",
-            "--model",
-            model / "model",
-            "--out",
-            tmp_path / "a",
-            "--tasks",
-            "suite,base",
-            "--items",
-            "1",
-            "--max-new-tokens",
-            "2",
-        )
-        == 130
-    )
+    before = {f: f.read_bytes() for f in (tmp_path / "a").iterdir()}  # the first task fails: all is as it was
+    for force in ([], ["--force"]):
+        done = here("elite112m", *args, "--out", tmp_path / "a", "--tasks", "base", *force)
+        assert done.returncode == (code if force else 2) and done.stderr.strip().count("\n") == 0
+        assert {f: f.read_bytes() for f in (tmp_path / "a").iterdir()} == before
+    done = here("elite112m", *args, "--out", tmp_path / "b", "--tasks", "base,suite")
+    assert done.returncode == code and [f.name for f in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "tasks, more, says",
+    [
+        ("suite,bits", [], "bits: say of what"),
+        ("suite,bits", ["bits.byte=3"], "did you mean 'bytes'"),
+        ("suite,gsm8k", ["gsm8k.form=talk"], "neither chat nor base"),
+        ("suite,humaneval", ["humaneval.samples=3"], "temperature above 0"),
+    ],
+)
+def test_options_of_all_tasks_are_checked_before_the_first(model, tmp_path, tasks, more, says):
+    sets = [a for m in more for a in ("--task-set", m)]
+    args = ["evaluate", "--model", model / "model", "--out", tmp_path / "a", "--tasks", tasks, "--items", "1"]
+    done = here("elite112m", *args, *sets)
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
