@@ -150,7 +150,11 @@ def _open_in_transformers(folder):
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        try:
+            return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        except Exception as e:
+            why = " ".join(str(e).split()) or type(e).__name__
+            raise InputError(f"transformers cannot open the tokenizer: {why[:100]}") from None
 
 
 @patch
@@ -309,7 +313,7 @@ def _template(folder):
 def _settings(folder) -> dict:
     "The settings of a vocabulary, and of the model's `config.json` its type: name -> text."
     texts = {name: folder / name for name in SETTINGS_FILES}
-    found = {name: path.read_text(encoding="utf-8") for name, path in texts.items() if path.is_file()}
+    found = {name: path.read_text("utf-8", "replace") for name, path in texts.items() if path.is_file()}
     kind = (read_json(folder / "config.json") or {}).get("model_type")
     return found | ({"config.json": json.dumps({"model_type": kind})} if found and kind else {})
 
