@@ -17,8 +17,9 @@ from ..core.files import progress
 from ..core.locate import find_model
 from ..data.messages import foreign_template, render, templated_prompt
 from ..fp8.precision import pick_device
-from ..model.pretrained import end_ids, open_model, open_tokenizer, reply_end
+from ..model.pretrained import end_ids, reply_end
 from ..model.quantised import as_format
+from ..model.third_party import open_model, open_tokenizer
 
 # %% ../../nbs/07_chat/10_chat_model.ipynb #cm000008
 class ChatModel:

@@ -30,8 +30,8 @@ from ..core.locate import find_model
 from ..core.presets import preset
 from ..data.prepare import sample
 from ..model.meter import give_memory_back, rss
-from ..model.pretrained import ThirdPartyLM, open_model, open_tokenizer
 from ..model.quantised import FORMATS, as_format
+from ..model.third_party import ThirdPartyLM, open_model, open_tokenizer
 from ..model.transformer import CausalLM, hf_config
 from ..training.step import maybe_compile
 

@@ -20,7 +20,8 @@ from elite112m.chat.conversation import Chat
 from elite112m.core.config import InputError
 from elite112m.data.messages import render
 from elite112m.data.tokenizer import load_tokenizer
-from elite112m.model.pretrained import export_hf, load_model, open_tokenizer
+from elite112m.model.pretrained import export_hf, load_model
+from elite112m.model.third_party import open_tokenizer
 
 TEXT = ["What is the capital of France? It is Paris.\n\nHello  world, be brief! 12 + 34 = 46"] * 3
 SIZES = dict(
