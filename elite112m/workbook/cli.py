@@ -146,7 +146,7 @@ def _windowed(p):
 # %% ../../nbs/10_workbook/10_cli.ipynb #2dacef39
 def _begin(settings, init, stages) -> dict:
     "`settings` with --from in them, and every model to begin with as a path that means the same from any folder."
-    from elite112m.core.locate import SMOLLM2_CHAT, find_model
+    from elite112m.core.locate import SMOLLM2_CHAT, find_model, made_absolute
 
     if init:
         first = next((s for s in stages if s in ("prepare", "pretrain", "sft")), None)
@@ -155,7 +155,7 @@ def _begin(settings, init, stages) -> dict:
         settings = settings | {f"{'sft' if first == 'sft' else 'pretrain'}.init": init}
     for k in ("pretrain.init", "sft.init"):
         if (place := settings.get(k)) and place != SMOLLM2_CHAT:
-            settings = settings | {k: str(find_model(place).resolve())}
+            settings = settings | {k: str(made_absolute(find_model(place)))}
     return settings
 
 

@@ -16,6 +16,7 @@ import click
 
 from ..core.config import SECTIONS, InputError
 from ..core.files import text_table, write_json
+from ..core.locate import made_absolute
 from ..core.presets import PRESETS, preset, to_dict
 from ..core.provenance import absolute
 from ..core.runs import Run
@@ -58,7 +59,7 @@ def located(settings: dict, data=(), sft_data=()) -> dict:
             settings[key] = [absolute(d) for d in given]
     name = settings.get("tokenizer.name", "train")
     if name not in ("train", "smollm2"):
-        settings["tokenizer.name"] = str(Path(name).expanduser().resolve())
+        settings["tokenizer.name"] = str(made_absolute(name))
     return settings
 
 # %% ../../nbs/10_workbook/12_cli_tools.ipynb #t15a0006
