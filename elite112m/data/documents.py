@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_FILE_BYTES', 'BOM', 'TEXT_COLUMNS', 'CHUNK', 'CODE', 'READERS', 'SKIP', 'GENERATORS', 'Undecodable', 'damaged',
-           'open_parquet', 'is_text', 'json_rows', 'kind_of', 'files_of', 'Reader', 'FileReader', 'HubReader',
-           'hub_rows', 'pinned', 'stdlib_documents', 'generator', 'reader', 'read_documents', 'in_proportion',
-           'check_sources']
+           'open_parquet', 'is_text', 'json_rows', 'csv_rows', 'kind_of', 'column_names', 'files_of', 'Reader',
+           'FileReader', 'HubReader', 'pinned', 'stdlib_documents', 'generator', 'reader', 'read_documents',
+           'in_proportion', 'check_sources']
 
 # %% ../../nbs/02_data/10_documents.ipynb #2386d1c5
 import ast
+import csv
 import hashlib
 import io
 import json
@@ -27,7 +28,17 @@ import pyarrow.parquet as pq
 
 from ..core.config import InputError, require
 from ..core.provenance import Source, parse_source, walk
-from .tokenizer import hub_reachable
+from .hub import hub_rows, stream_rows
+from elite112m.data.kinds import (
+    KNOWN,
+    delimiter_of,
+    detected,
+    extension_of,
+    head_of,
+    header_of,
+    packing_of,
+    unreadable_kind,
+)
 
 # %% ../../nbs/02_data/10_documents.ipynb #4963d7ae
 MAX_FILE_BYTES = 256 << 20  # bytes of the longest line, source file or JSON array that is taken into memory
@@ -45,9 +56,8 @@ def damaged(path, e) -> InputError:
 
 def _open(path):
     "A binary stream of the file's contents, unpacked."
-    packed = {".gz": "gzip", ".zst": "zstd"}.get(Path(path).suffix.lower())
     try:
-        return io.BufferedReader(pa.input_stream(str(path), compression=packed), 1 << 20)
+        return io.BufferedReader(pa.input_stream(str(path), compression=packing_of(path)), 1 << 20)
     except UnicodeEncodeError:
         raise InputError(
             f"{os.fsencode(path).decode('utf-8', 'replace')}: a name that is not UTF-8; rename it"
@@ -60,7 +70,10 @@ def _lines(path):
     "The lines of a text file, as bytes. Raises `Undecodable` if it holds zero bytes, `InputError` if it is damaged."
     try:
         with _open(path) as f:
-            if b"\0" in f.peek(8192)[:8192]:
+            head = f.peek(8192)[:8192]
+            if what := unreadable_kind(head):
+                raise Undecodable(f"{path} is not text: it is {what}")
+            if b"\0" in head:
                 raise Undecodable(
                     f"{path} is not text (it holds zero bytes); give parquet, jsonl, txt, or source files"
                 )
@@ -171,10 +184,43 @@ def _parquet(path, wanted, start, faults):
         raise damaged(path, e) from None
 
 # %% ../../nbs/02_data/10_documents.ipynb #3b5fbb9f
-def json_rows(path, start=0, faults=None):
+def _object(row, where, lists):
+    "The row, which must be an object; a list of messages becomes one where that is asked for."
+    if lists and isinstance(row, list):
+        return {"messages": row}
+    require(isinstance(row, dict), f"{where} is not a JSON object, but {_NAMES.get(type(row), 'a number')}")
+    return row
+
+
+_NAMES = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
+
+
+def _first_lines(path):
+    "The first line that is not blank, and whether another one follows."
+    lines = filter(bytes.strip, _lines(path))
+    return next(lines, b"").strip(), next(lines, None) is not None
+
+
+def _is_array(path):
+    "Whether a file is one JSON array, and not a list a line."
+    first, more = _first_lines(path)
+    if first[:1] != b"[" or not more:
+        return first[:1] == b"["
+    try:
+        return not isinstance(json.loads(first), list)
+    except (ValueError, RecursionError):
+        return True
+
+
+def json_rows(
+    path,
+    start=0,
+    faults=None,
+    lists=False,  # whether a row may be a list of messages
+):
     "The objects in a file of JSON lines, or in one JSON array; None for blank and undecodable lines."
-    if next(filter(bytes.strip, _lines(path)), b"").lstrip()[:1] == b"[":
-        yield from islice(_array(path), start, None)
+    if _is_array(path):
+        yield from islice(_array(path, lists), start, None)
         return
     for n, line in enumerate(islice(_lines(path), start, None), start + 1):
         if not line.strip():
@@ -188,12 +234,14 @@ def json_rows(path, start=0, faults=None):
             yield None
             continue
         except (ValueError, RecursionError):
-            raise InputError(f"line {n} of {path} is not JSON that can be read") from None
-        require(isinstance(row, dict), f"line {n} of {path} is not a JSON object")
-        yield row
+            whole = (
+                "; one object written over many lines? Put each on a line of its own" if line.strip() == b"{" else ""
+            )
+            raise InputError(f"line {n} of {path} is not JSON that can be read{whole}") from None
+        yield _object(row, f"line {n} of {path}", lists)
 
 # %% ../../nbs/02_data/10_documents.ipynb #27e5aa35
-def _array(path):
+def _array(path, lists):
     "The objects of a file that is one JSON array."
     size = Path(path).stat().st_size
     require(
@@ -204,9 +252,10 @@ def _array(path):
         rows = json.loads(b"".join(_lines(path)))
     except (ValueError, RecursionError) as e:
         raise InputError(f"{path} is not JSON: {str(e)[:80]}") from None
+    if lists and rows and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in rows):
+        rows = [rows]  # the turns of one conversation
     for n, row in enumerate(rows, 1):
-        require(isinstance(row, dict), f"item {n} of {path} is not a JSON object")
-        yield row
+        yield _object(row, f"item {n} of {path}", lists)
 
 # %% ../../nbs/02_data/10_documents.ipynb #e0147a2f
 def _json(path, wanted, start, faults):
@@ -216,6 +265,33 @@ def _json(path, wanted, start, faults):
             continue
         columns = _columns(row, wanted, f"line {n} of {path}" if not wanted else path, path)
         yield _join([row[c] for c in columns], f"line {n} of {path}", columns, faults)
+
+# %% ../../nbs/02_data/10_documents.ipynb #84a9b7be
+def csv_rows(path):
+    "The rows of a table of text, as dicts. Bytes that are not UTF-8 become lone surrogates, which are counted later."
+    head = head_of(path)
+    names, lines = header_of(head), (line.decode("utf-8", "surrogateescape") for line in _lines(path))
+    require(all(names), f"{path} is not a table that can be read: its first line must name its columns")
+    csv.field_size_limit(MAX_FILE_BYTES)
+    try:
+        rows = csv.reader(lines, delimiter=delimiter_of(head), strict=True)
+        names = [n.strip() for n in next(rows, names)]
+        for n, row in enumerate(rows, 1):
+            if row:
+                require(len(row) == len(names), f"row {n} of {path} has {len(row)} columns, the header {len(names)}")
+            yield dict(zip(names, row)) if row else None
+    except csv.Error as e:
+        raise InputError(f"{path} is not a table that can be read: {str(e)[:100]}") from None
+
+
+def _csv(path, wanted, start, faults):
+    columns = None
+    for row in islice(csv_rows(path), start, None):
+        if row is None:
+            yield None
+            continue
+        columns = columns or _columns(row, wanted, path)
+        yield _join([row[c] for c in columns], path, columns, faults)
 
 # %% ../../nbs/02_data/10_documents.ipynb #1d41fdeb
 CHUNK = 4000  # characters, about, of a document cut from a plain text
@@ -263,28 +339,75 @@ CODE = ".py .c .h .cc .cpp .hpp .cs .js .jsx .ts .tsx .java .kt .scala .go .rs .
 CODE += ".sql .r .jl .lua .pl .hs .tex".split()
 READERS = {
     ".parquet": _parquet,
-    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json),
+    **dict.fromkeys((".jsonl", ".json"), _json),
+    **dict.fromkeys((".csv", ".tsv"), _csv),
     **dict.fromkeys((".txt", ".md", ".rst"), _plain),
     **dict.fromkeys(CODE, _whole),
 }
 
 # %% ../../nbs/02_data/10_documents.ipynb #b3ec5169
-def kind_of(path) -> str:
-    "A file's extension, without that of its compression: `.jsonl` for `web.jsonl.zst`."
-    suffixes = [s.lower() for s in Path(path).suffixes]
-    if suffixes and suffixes[-1] in (".gz", ".zst"):
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+def kind_of(path, wanted: str | None = None) -> str:
+    "The kind of a file, as the extension in `READERS` that reads it. Raises `Undecodable` for what is not text."
+    try:
+        return detected(path, CODE, wanted)
+    except InputError as e:
+        raise Undecodable(str(e)) from None
 
 
-def files_of(place, kinds) -> list[Path]:
-    "The files at a place whose extension is in `kinds`, or the one file it is. Raises `InputError` if there is none."
+def column_names(path, kind) -> list[str]:
+    "The names of the columns of a file of rows."
+    if kind == ".parquet":
+        return open_parquet(path).schema_arrow.names
+    if kind in (".jsonl", ".json"):
+        return list(next(filter(None, json_rows(path, lists=True)), {}))
+    return header_of(head_of(path))
+
+
+def _holds_text(names, wanted):
+    return set(wanted.split("+")) <= set(names) if wanted else not set(TEXT_COLUMNS).isdisjoint(names)
+
+
+def _in_folder(path, kinds, wanted, usable):
+    "Whether a file of a folder is meant: its name says so, or it has no such name and holds rows that are usable."
+    named, tables = extension_of(path), (".csv", ".tsv")
+    if named in kinds and named not in tables:
+        return True
+    if named and named not in tables and not named[1:].isdigit():
+        return False
+    try:
+        kind = kind_of(path, wanted)
+        return kind != ".txt" and kind in kinds and usable(column_names(path, kind), wanted)
+    except InputError:
+        return False
+
+
+def files_of(
+    place,
+    kinds,
+    wanted: str | None = None,  # columns, joined by +
+    notes: list | None = None,  # gets a line about what is left out
+    usable=_holds_text,  # whether columns are what is wanted
+) -> list[Path]:
+    "The files at a place whose kind is in `kinds`, or the one file it is. Raises `InputError` if there is none."
     path = Path(place).expanduser()
     require(path.exists(), f"no data at {place}: no such file or folder")
     if not path.is_dir():
         return [path]
-    files = [f for f in walk(path) if kind_of(f) in kinds]
-    require(files, f"nothing readable in {place}; put parquet, jsonl, txt, md or source files there")
+    lost = []
+    every = walk(path, lost)
+    files = [f for f in every if _in_folder(f, kinds, wanted, usable)]
+    others = Counter(extension_of(f) or "no extension" for f in set(every).difference(files))
+    told = ", ".join(f"{n:,} {k}" for k, n in others.most_common(6))
+    hint = "; name a .json file itself to have it read" if others[".json"] else ""
+    if notes is not None and others:
+        notes.append(f"{others.total():,} files in {place} of other kinds ({told}){hint}")
+    if notes is not None and lost:
+        notes.append(f"{len(lost):,} broken links, links upwards or locked folders in {place}, such as {lost[0].name}")
+    require(
+        files,
+        f"nothing readable in {place}; put parquet, jsonl, txt, md or source files there"
+        + (f" (there are {told}){hint}" if others else ""),
+    )
     return files
 
 # %% ../../nbs/02_data/10_documents.ipynb #027b5917
@@ -308,16 +431,23 @@ class FileReader(Reader):
 
     def __init__(self, source: Source, at=None):
         super().__init__(None, at or [0, 0])
-        self.source, self.files = source, files_of(source.place, READERS.keys() - {".json"})
+        self.source = source
+        self.files = files_of(source.place, READERS.keys() - {".json"}, source.column, self.notes)
         self.lenient = Path(source.place).expanduser().is_dir()  # a folder may hold a file that is not text
+
+    def _reader_of(self, path):
+        kind = kind_of(path, self.source.column)
+        if self.lenient and kind != extension_of(path) and kind in KNOWN:
+            if not _holds_text(column_names(path, kind), self.source.column):
+                raise Undecodable(f"{path} holds rows ({kind}) without the column of text; name the file itself")
+        return READERS.get(kind, _plain)
 
     def __iter__(self):
         first, done = self.at
         for i, f in enumerate(self.files[first:], first):
-            read = READERS.get(kind_of(f), _plain)
             self.at = [i, done]
             try:
-                for text in read(f, self.source.column, done, self.faults):
+                for text in self._reader_of(f)(f, self.source.column, done, self.faults):
                     self.at = [i, self.at[1] + 1]
                     if text is not None:
                         yield text
@@ -334,47 +464,24 @@ class HubReader(Reader):
 
     def __init__(self, source: Source, at=None):
         super().__init__(None, at)
-        self.data = hub_rows(source)
+        self.columns = None
+        self.data = hub_rows(source, self._choose)
         if at:
             self.data.load_state_dict(at)
-        self.source, self.columns = source, None
+        self.source = source
+
+    def _choose(self, names, source):
+        self.columns = _columns(names, source.column, source.spec)
+        return self.columns
 
     def position(self):
         return self.data.state_dict()
 
-    def _rows(self):
-        try:
-            yield from self.data
-        except (pa.ArrowException, OSError) as e:
-            if isinstance(e, OSError) and not Path(self.source.place).exists():
-                raise  # the network: what is done is kept
-            raise damaged(self.source.spec, e) from None
-
     def __iter__(self):
-        for row in self._rows():
-            self.columns = self.columns or _columns(row, self.source.column, self.source.spec)
+        for row in stream_rows(self.data, self.source):
             text = _join([row[c] for c in self.columns], self.source.spec, self.columns, self.faults)
             if text is not None:
                 yield text
-
-# %% ../../nbs/02_data/10_documents.ipynb #428db3de
-def hub_rows(source: Source):
-    "The rows of a Hugging Face data set as a stream. Raises `InputError` where it cannot be had."
-    import datasets
-
-    local = Path(source.place).exists()
-    require(
-        local or hub_reachable(),
-        f"{source.spec}: the Hugging Face hub cannot be reached; go online, or give files of your own in its place",
-    )
-    try:
-        return datasets.load_dataset(
-            source.place, source.name, split=source.split, revision=source.revision, streaming=True
-        )
-    except (OSError, ValueError, RuntimeError) as e:
-        raise InputError(
-            f"{source.spec} cannot be streamed: {(str(e).splitlines() or [type(e).__name__])[0][:200]}"
-        ) from None
 
 # %% ../../nbs/02_data/10_documents.ipynb #20c72648
 def pinned(source: Source) -> Source:
@@ -489,7 +596,7 @@ def check_sources(specs):
     for spec in specs:
         source = parse_source(spec)
         if not source.hub and source.place != "stdlib":
-            for f in files_of(source.place, READERS.keys() - {".json"}):
-                if kind_of(f) == ".parquet":
+            for f in files_of(source.place, READERS.keys() - {".json"}, source.column):
+                if extension_of(f) == ".parquet":
                     _columns(open_parquet(f).schema_arrow.names, source.column, f)
         next(iter(read_documents(spec)))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from ..core.config import InputError, ModelConfig, require
 from ..core.files import atomic, read_json, write_json, writing
-from ..core.locate import find_weights
+from ..core.locate import find_weights, is_gguf
 from ..data.messages import CHAT_TEMPLATE, foreign_template, render
 from ..data.tokenizer import EOT, gguf_fields
 from .transformer import CausalLM, hf_config
@@ -245,7 +245,7 @@ def _located(name_or_path) -> Path:
     "The model folder or GGUF file that is meant."
     path = find_weights(name_or_path)
     require(path.exists(), f"no model at {path}: no such file or folder")
-    require(path.is_dir() or path.suffix == ".gguf", f"{path} is neither a model folder nor a GGUF file")
+    require(path.is_dir() or is_gguf(path), f"{path} is neither a model folder nor a GGUF file")
     return path
 
 

@@ -159,7 +159,7 @@ def _with_length(settings, section, preset_now, steps=None, tokens=None, hours=N
 # %% ../../nbs/10_workbook/10_cli.ipynb #2dacef39
 def _with_first_model(settings, init, stages) -> dict:
     "`settings` with --from in them, and the path of every model to begin with made absolute."
-    from elite112m.core.locate import SMOLLM2_CHAT, find_model
+    from elite112m.core.locate import SMOLLM2_CHAT, find_model, made_absolute
 
     if init is not None:
         require(init, "--from names no model; give a folder, a GGUF file, or smollm2-135m-instruct")
@@ -169,7 +169,7 @@ def _with_first_model(settings, init, stages) -> dict:
     for key in ("pretrain.init", "sft.init"):
         place = settings.get(key)
         if place and place != SMOLLM2_CHAT:
-            settings = settings | {key: str(find_model(place).resolve())}
+            settings = settings | {key: str(made_absolute(find_model(place)))}
     return settings
 
 # %% ../../nbs/10_workbook/10_cli.ipynb #18fb2653

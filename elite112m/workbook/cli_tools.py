@@ -23,6 +23,7 @@ from click.shell_completion import CompletionItem
 
 from ..core.config import SECTIONS, InputError, require
 from ..core.files import read_json, text_table, write_json
+from ..core.locate import made_absolute
 from ..core.presets import PRESETS, preset, to_dict
 from ..core.provenance import absolute
 from ..core.runs import Run
@@ -120,7 +121,7 @@ def absolute_settings(
             settings[key] = [absolute(source) for source in given]
     name = settings.get("tokenizer.name", "train")
     if name not in ("train", "smollm2"):
-        settings["tokenizer.name"] = str(Path(name).expanduser().resolve())
+        settings["tokenizer.name"] = str(made_absolute(name))
     return settings
 
 # %% ../../nbs/10_workbook/12_cli_tools.ipynb #t15a0006
