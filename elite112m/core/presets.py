@@ -122,9 +122,8 @@ def _read(text, kind, key):
             return int(x)
         return float(text) if kind is float else text
     except (ValueError, KeyError, ArithmeticError):
-        raise InputError(
-            f"{key}={text} is not {'true or false' if kind is bool else 'a whole number below 2**63' if kind is int else 'a number'}"
-        )
+        wanted = {bool: "true or false", int: "a whole number below 2**63"}.get(kind, "a number")
+        raise InputError(f"{key}={text} is not {wanted}")
 
 # %% ../../nbs/01_core/10_presets.ipynb #800cbb26
 def _value(value, f, key):

@@ -14,16 +14,8 @@ import pyarrow as pa
 
 from ..core.config import InputError, require
 from ..core.provenance import Source, parse_source
-from elite112m.data.documents import (
-    csv_rows,
-    damaged,
-    files_of,
-    generator,
-    in_proportion,
-    json_rows,
-    kind_of,
-    open_parquet,
-)
+from .builtin import generator
+from .documents import csv_rows, damaged, files_of, in_proportion, json_rows, kind_of, open_parquet
 from .flow import held_out, text_digest
 from .hub import hub_rows, stream_rows
 from .messages import check_messages, conversation, prompt_text, render

@@ -30,7 +30,8 @@ from fastcore.basics import patch
 from ..core.config import InputError, require
 from ..core.files import echo, progress
 from ..core.provenance import parse_source, usable_cores
-from .documents import Reader, generator, pinned, reader
+from .builtin import generator
+from .documents import Reader, pinned, reader
 from .messages import prompt_text, render
 from .shards import SplitWriter
 from .tokenizer import Tokenizer, load_tokenizer
