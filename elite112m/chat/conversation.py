@@ -368,7 +368,8 @@ def save(self: Chat, path) -> Path:
     path = _file(path)
     require(path.parent.is_dir(), f"no folder at {path.parent}")
     if path.exists():
-        _read_saved(path)
+        ours = {"model", "settings", "messages"} <= _read_saved(path).keys()
+        require(ours, f"{path} holds messages, but was not saved by a chat; choose another name")
     saved = {"model": self.model.name, "settings": self.settings, "forgotten": self.forgotten}
     write_json(path, saved | {"messages": self.messages})
     return path

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PREPARE', 'PRETRAIN', 'SFT', 'EVALUATE', 'EXPORT', 'STAGES', 'RESULT_NEUTRAL_FIELDS', 'TRAINING_LENGTH_FIELDS',
-           'ACTION_WORDS', 'Stage', 'settings_of', 'reads', 'stages_of', 'outside_inputs', 'inputs_of', 'Run',
-           'resolve', 'settings_difference', 'steps_trained', 'is_longer', 'plan_stages', 'Job', 'job', 'save_preset',
-           'next_command', 'run_stage']
+           'BUILT_IN_SOURCES', 'ACTION_WORDS', 'Stage', 'settings_of', 'reads', 'stages_of', 'outside_inputs',
+           'input_paths', 'inputs_of', 'Run', 'resolve', 'settings_difference', 'steps_trained', 'is_longer',
+           'plan_stages', 'Job', 'job', 'save_preset', 'next_command', 'run_stage']
 
 # %% ../../nbs/01_core/14_runs.ipynb #5c85191b
 import atexit
+import os
 import resource
 import shutil
 import sys
@@ -24,10 +25,24 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .config import SECTIONS, InputError, Preset, require
-from .files import echo, read_json, write_json
+from elite112m.core.files import (
+    DATA_FILES,
+    EVALUATION_FILES,
+    HF_FILES,
+    TRAINING_FILES,
+    echo,
+    files_below,
+    foreign_file,
+    inside_folder,
+    is_ours,
+    lies_in,
+    read_json,
+    remove_ours,
+    write_json,
+)
 from .locate import weights_at
 from .presets import TINY, from_dict, override, preset, to_dict
-from .provenance import fingerprint, machine, model_fingerprint, versions
+from .provenance import fingerprint, machine, model_fingerprint, parse_source, versions
 
 # %% ../../nbs/01_core/14_runs.ipynb #0b8aef1a
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class Stage:
     notebook: str  # the notebook that does it
     folder: str  # what it writes, below the run folder
     sections: tuple  # sections (or single fields) of the preset it depends on
+    files: tuple  # patterns of the files that it writes there, beside its record
     reads: str = None  # the stage whose folder it reads
     resumable: bool = False  # whether a half-finished one can be continued
     inputs: str = None  # section whose `sources` and `init` it reads
@@ -54,6 +70,7 @@ PREPARE = Stage(
     notebook="02_data/04_prepare",
     folder="data",
     sections=("tokenizer", "data", "model.vocab_size", "pretrain.init"),
+    files=DATA_FILES,
     resumable=True,
     inputs="data",
 )
@@ -62,6 +79,7 @@ PRETRAIN = Stage(
     notebook="06_training/03_pretrain",
     folder="pretrain",
     sections=("model", "pretrain"),
+    files=TRAINING_FILES,
     reads="prepare",
     resumable=True,
     inputs="pretrain",
@@ -71,6 +89,7 @@ SFT = Stage(
     notebook="06_training/04_sft",
     folder="sft",
     sections=("sft", "model.context"),
+    files=TRAINING_FILES,
     reads="pretrain",
     resumable=True,
     inputs="sft",
@@ -78,9 +97,21 @@ SFT = Stage(
 
 # %% ../../nbs/01_core/14_runs.ipynb #f4455945
 EVALUATE = Stage(
-    name="evaluate", notebook="08_evaluation/00_evaluate", folder="eval", sections=("evaluate",), reads="sft"
+    name="evaluate",
+    notebook="08_evaluation/00_evaluate",
+    folder="eval",
+    sections=("evaluate",),
+    files=EVALUATION_FILES,
+    reads="sft",
 )
-EXPORT = Stage(name="export", notebook="09_sharing/00_export", folder="export", sections=("export",), reads="sft")
+EXPORT = Stage(
+    name="export",
+    notebook="09_sharing/00_export",
+    folder="export",
+    sections=("export",),
+    files=inside_folder("hf", HF_FILES),
+    reads="sft",
+)
 STAGES = {stage.name: stage for stage in (PREPARE, PRETRAIN, SFT, EVALUATE, EXPORT)}
 
 # %% ../../nbs/01_core/14_runs.ipynb #b43efe56
@@ -112,10 +143,23 @@ def stages_of(p: Preset) -> list[str]:
     return names[names.index("sft") :] if p.sft.init else names
 
 # %% ../../nbs/01_core/14_runs.ipynb #5b74e302
+BUILT_IN_SOURCES = ("stdlib", "curriculum", "mixture")
+
+
 def outside_inputs(p: Preset, stage: str) -> tuple[list[str], str]:
     "The sources that `stage` reads from outside the run, and the model that it begins with (or an empty text)."
     section = getattr(p, STAGES[stage].inputs or "", None)
     return list(getattr(section, "sources", ())), getattr(section, "init", "")
+
+
+def input_paths(p: Preset, stage: str) -> list[str]:
+    "The paths that `stage` reads outside of the run: text, conversations, a vocabulary, a model."
+    sources, init = outside_inputs(p, stage)
+    parsed = [source for source in map(parse_source, sources) if source.place not in BUILT_IN_SOURCES]
+    places = [source.place for source in parsed if not source.hub or Path(source.place).exists()]
+    if stage == "prepare" and p.tokenizer.name not in ("train", "smollm2"):
+        places.append(p.tokenizer.name)
+    return [*places, str(weights_at(init) or init)] if init else places
 
 
 def inputs_of(p: Preset, stage: str) -> str | None:
@@ -144,8 +188,16 @@ class Run:
     def folder(self, stage: str) -> Path:
         return self.path / STAGES[stage].folder
 
+    def made(self, stage: str) -> dict | None:
+        "What stage.json says, if the stage has written it: the proof that the folder is ours."
+        record = read_json(self.folder(stage) / "stage.json")
+        ours = isinstance(record, dict) and record.get("stage") == stage and {"build", "settings"} <= record.keys()
+        return record if ours else None
+
     def record(self, stage: str) -> dict | None:
-        return read_json(self.folder(stage) / "stage.json")
+        "The record of a stage; None if it has not begun, or is being removed."
+        record = self.made(stage)
+        return record if record and record["status"] != "removed" else None
 
     @property
     def info(self) -> dict | None:
@@ -271,18 +323,6 @@ def _check_settings(run, stage, p, may_redo, extend):
     raise InputError(f"{stage} in {run.path} was made with {difference}; {remedy}")
 
 
-def _check_init(run, stage, p):
-    "Raise `InputError` where `stage` would write over the model that it begins with."
-    init = outside_inputs(p, stage)[1]
-    if not init:
-        return
-    inside = Path(weights_at(init) or init).resolve().is_relative_to(run.folder(stage))
-    require(
-        not inside,
-        f"{stage} in {run.path} cannot begin with {init}, which it would write over; give another run folder",
-    )
-
-
 def _check_ready(run, stage, before, todo):
     "Raise `InputError` unless the stage that `stage` reads is finished, or is done first."
     if before is None or before in todo:
@@ -291,6 +331,33 @@ def _check_ready(run, stage, before, todo):
     require(
         status == "done", f"{stage} needs a finished {before} in {run.path}, which is {status}: run that stage first"
     )
+
+# %% ../../nbs/01_core/14_runs.ipynb #383dcb69
+def _check_folder(run, stage):
+    "Raise `InputError` if there is something in the folder of `stage` that it has not written."
+    folder = run.folder(stage.name)
+    is_folder = folder.is_dir() or not os.path.lexists(folder)
+    require(is_folder, f"{folder} is not a folder, and {stage.name} writes one there; give another run folder")
+    made = run.made(stage.name)
+    theirs = foreign_file(folder, (*stage.files, "stage.json") if made else ())
+    why = f"{stage.name} did not write it and would start that folder over" if made else "elite112m did not make it"
+    what = theirs if made else f"{folder} (with {theirs and theirs.name} in it)"
+    require(not theirs, f"{what} is in the way: {why}; move it to another place, or give another run folder")
+
+# %% ../../nbs/01_core/14_runs.ipynb #a67710c1
+def _check_clearing(run, p, todo):
+    "Raise `InputError` unless the folders that a plan writes are free for it."
+    working = [stage for stage, action in todo.items() if action != "skip"]
+    for reader in working:
+        for place in input_paths(p, reader):
+            writer = next((s for s in working if lies_in(place, run.folder(s))), None)
+            require(
+                not writer,
+                f"{reader} in {run.path} cannot read {place}, which {writer} would write over; give another run folder",
+            )
+    for stage, action in todo.items():
+        if action in ("start", "redo"):
+            _check_folder(run, STAGES[stage])
 
 # %% ../../nbs/01_core/14_runs.ipynb #dd48a5d8
 def _action(run, stage, force, before_changes, longer) -> str:
@@ -320,10 +387,10 @@ def plan_stages(run: Run, p: Preset, stages, force=False, extend=False) -> dict:
         if not chosen:
             continue
         before = reads(p, name)
-        _check_init(run, name, p)
         _check_ready(run, name, before, todo)
         longer = may_extend and not force and run.status(name) == "done" and is_longer(run, name, p)
         todo[name] = _action(run, stage, force, todo.get(before, "skip") != "skip", longer)
+    _check_clearing(run, p, todo)
     return todo
 
 # %% ../../nbs/01_core/14_runs.ipynb #e0f7de4a
@@ -352,6 +419,24 @@ class Job:
     @property
     def todo(self) -> bool:
         return self.action != "skip"
+
+# %% ../../nbs/01_core/14_runs.ipynb #1b45e801
+@patch
+def clear(self: Job):
+    "Remove what the stage has written in its folder, all but the record."
+    made = self.run.made(self.stage.name)
+    if made:
+        with suppress(OSError):  # a full disk gets room by what follows
+            write_json(self.folder / "stage.json", made | {"status": "removed"})
+        remove_ours(self.folder, self.stage.files)
+
+
+@patch
+def remove(self: Job):
+    "Remove what the stage has written, the folder too if nothing else is in it."
+    self.clear()
+    if self.run.made(self.stage.name):
+        remove_ours(self.folder, ["stage.json"])
 
 # %% ../../nbs/01_core/14_runs.ipynb #2baaf7af
 @contextmanager
@@ -437,7 +522,7 @@ def _begin(job: Job) -> dict:
     goes_on = job.action in ("continue", "extend")
     old = job.run.record(job.stage.name) if goes_on else None
     if not old:
-        shutil.rmtree(job.folder, ignore_errors=True)
+        job.clear()
     job.folder.mkdir(parents=True, exist_ok=True)
     record = _new_record(job, old)
     write_json(job.folder / "stage.json", record)
@@ -448,12 +533,12 @@ def _begin(job: Job) -> dict:
 
 def _keep_or_remove(job: Job, record: dict):
     "After a failure: keep what a resumable stage has made, and remove anything else."
-    kept = job.stage.resumable and any(f.name != "stage.json" for f in job.folder.glob("*"))
-    if kept:
+    has_files = any(is_ours(path, job.stage.files) for path in files_below(job.folder))
+    if job.stage.resumable and has_files:
         with suppress(OSError):
             write_json(job.folder / "stage.json", record)
     else:
-        shutil.rmtree(job.folder, ignore_errors=True)
+        job.remove()
 
 # %% ../../nbs/01_core/14_runs.ipynb #25ad5f69
 @contextmanager

@@ -289,8 +289,8 @@ def close(self: PrepareState):
 def remove(self: PrepareState):
     "Close the database and delete its files: the work is finished."
     self.db.close()
-    for f in self.path.parent.glob(self.path.name + "*"):
-        f.unlink()
+    for ending in ("", "-wal", "-shm", "-journal"):
+        self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
 
 # %% ../../nbs/02_data/11_flow.ipynb #397a73ef
 def next_source(sources, left: int) -> tuple | None:

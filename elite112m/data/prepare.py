@@ -6,7 +6,6 @@
 __all__ = ['sample', 'make_tokenizer', 'prepare']
 
 # %% ../../nbs/02_data/04_prepare.ipynb #888bf033
-import shutil
 import sqlite3
 
 from ..core.config import InputError, require
@@ -154,7 +153,7 @@ def prepare(job):
         _start(job)
     except InputError:
         if not begun and not (streamed and database.exists()):
-            shutil.rmtree(job.folder, ignore_errors=True)
+            job.remove()
         raise
     except (OSError, sqlite3.DatabaseError) as e:
         if isinstance(e, OSError) and e.errno not in CANNOT_WRITE:

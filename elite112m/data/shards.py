@@ -61,7 +61,7 @@ class SplitWriter:
         final, first = self.folder / shard_name(self.split, 0, 1), self.path(0)
         if final.exists() and not first.exists():
             final.rename(first)  # it was stopped while it finished
-        for later in sorted(self.folder.glob(f"{self.split}-*.bin"))[len(self.shards) :]:
+        for later in sorted(self.folder.glob(shard_name(self.split, 0, 2).replace("0", "[0-9]")))[len(self.shards) :]:
             later.unlink()
 
     def path(self, i):

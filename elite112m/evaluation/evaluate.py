@@ -7,6 +7,7 @@ __all__ = ['QUICK_ITEMS', 'TASKS', 'OPTION_CHECKS', 'Options', 'task', 'suite_ta
            'TaskFailed', 'evaluate_model', 'evaluation_summary', 'evaluate']
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #6c3f1c73
+import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,17 @@ from pathlib import Path
 
 from ..chat.chat_model import ChatModel
 from ..core.config import EvaluateConfig, InputError, did_you_mean, require
-from ..core.files import atomic, echo, text_table, write_json
+from elite112m.core.files import (
+    EVALUATION_FILES,
+    atomic,
+    echo,
+    files_below,
+    foreign_file,
+    is_ours,
+    read_json,
+    text_table,
+    write_json,
+)
 from ..core.provenance import machine, versions
 from ..data.messages import conversation
 from elite112m.evaluation.base_model import (
@@ -192,12 +203,23 @@ def results_of(model: ChatModel, folder, tasks, options: Options) -> dict:  # th
     return results
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #cfb64d85
+_OUTPUT_FILES = (*EVALUATION_FILES, "base.jsonl", "gsm8k.jsonl", "humaneval.jsonl", "lm_eval.json")
+
+
+def _written(out) -> tuple:
+    "The names of the files that evaluations have written in `out`, those of added tasks too; none without results."
+    saved = read_json(out / "results.json")
+    ours = isinstance(saved, dict) and isinstance(saved.get("tasks"), dict)
+    return (*_OUTPUT_FILES, *saved.get("files", ())) if ours else ()
+
+
 def _check_folder(out, force):
     "Raise `InputError` if `out` must not be replaced."
-    finished = (out / "results.json").exists()
-    require(force or not finished, f"{out} holds results already: choose another folder, or --force replaces them")
-    empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    require(finished or empty, f"{out} is there and holds other things: choose another folder")
+    require(out.is_dir() or not os.path.lexists(out), f"{out} is there and is not a folder: choose another name")
+    written = _written(out)
+    theirs = foreign_file(out, written)
+    require(not theirs, f"{out} is there and holds other things, such as {theirs}: choose another folder")
+    require(force or not written, f"{out} holds results already: choose another folder, or --force replaces them")
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #5b440d7a
 class TaskFailed(InputError):
@@ -243,12 +265,15 @@ def evaluate_model(
 
 def _one_more(results, name, model, out, options):
     "Do a task, and replace the folder `out` by one that has its results too."
-    with atomic(out) as tmp:
-        if results["tasks"]:
-            shutil.copytree(out, tmp)
-        else:
-            tmp.mkdir(parents=True)
+    written = _written(out)
+    with atomic(out, written) as tmp:
+        tmp.mkdir(parents=True)
+        for path in files_below(out) if results["tasks"] else ():
+            if is_ours(path, written):
+                (tmp / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(out / path, tmp / path)
         results = _with_task(results, name, model, tmp, options)
+        results["files"] = sorted(map(str, files_below(tmp)))
         write_json(tmp / "results.json", results)
     return results
 

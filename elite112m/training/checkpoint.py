@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHECKPOINT_FORMAT', 'optimizer_tensors', 'snapshot', 'xxh3_of', 'write_checkpoint', 'load_checkpoint', 'load_fp8',
-           'verify_checkpoint', 'steps_in', 'latest', 'remove_partial', 'Saver']
+           'verify_checkpoint', 'steps_in', 'latest', 'is_in_use', 'remove_partial', 'Saver']
 
 # %% ../../nbs/06_training/12_checkpoint.ipynb #4f42a3b4
 import hashlib
@@ -18,7 +18,17 @@ from fastcore.basics import patch
 from safetensors.torch import save_file
 
 from ..core.config import InputError, require
-from ..core.files import CannotWrite, atomic, read_json, write_json, writing
+from elite112m.core.files import (
+    CHECKPOINT_FILES,
+    CannotWrite,
+    atomic,
+    foreign_file,
+    is_temporary,
+    read_json,
+    remove_ours,
+    write_json,
+    writing,
+)
 from ..core.provenance import versions
 from ..data.shards import with_checksum
 from ..model.pretrained import read_safetensors, write_model
@@ -58,7 +68,7 @@ def write_checkpoint(
     state: dict,  # what else the loop must know, JSON-able
 ):
     "Write a checkpoint folder atomically, with checksums."
-    with writing(path), atomic(path) as tmp:
+    with writing(path), atomic(path, CHECKPOINT_FILES) as tmp:
         tmp.mkdir(parents=True)
         write_model(tensors["model"], config, tmp)
         for name in tensors.keys() - {"model"}:
@@ -141,9 +151,14 @@ def latest(folder, warn=print, before: float = float("inf")) -> Path | None:
         warn(f"{why}; {'using the checkpoint before it' if older else start_over}")
 
 
+def is_in_use(path) -> bool:
+    "Whether somebody keeps files of their own in a checkpoint's folder, or has put a link in its place: it stays."
+    return path.is_symlink() or foreign_file(path, CHECKPOINT_FILES) is not None
+
+
 def remove_partial(folder):
     "Remove what a killed process left half-written (`.tmpXXXXXX` are safetensors' own)."
-    for tmp in [*Path(folder).glob(".*.tmp"), *Path(folder).glob(".tmp??????")]:
+    for tmp in filter(lambda path: is_temporary(path.name), Path(folder).glob(".*")):
         shutil.rmtree(tmp, ignore_errors=True) if tmp.is_dir() else tmp.unlink(missing_ok=True)
 
 # %% ../../nbs/06_training/12_checkpoint.ipynb #17a03625
@@ -187,8 +202,9 @@ def _write(self: Saver, step, drop, *what):
     write_checkpoint(self.folder / f"step-{step:08d}", *what)
     old = steps_in(self.folder)[: -self.keep_last] if drop else ()
     for p in old:
-        if not (self.keep_every and int(p.name[5:]) % self.keep_every == 0):
-            shutil.rmtree(p)
+        kept = self.keep_every and int(p.name[5:]) % self.keep_every == 0
+        if not kept and not is_in_use(p):
+            remove_ours(p, CHECKPOINT_FILES)
 
 
 @patch

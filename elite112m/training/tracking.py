@@ -11,7 +11,6 @@ __all__ = ['PRIVATE', 'QUICK_CHECK', 'TRACKERS', 'TRACK', 'EXTRA', 'STATE', 'LOG
 # %% ../../nbs/06_training/15_tracking.ipynb #d09f4772
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ import psutil
 
 import elite112m
 from ..core.config import InputError, did_you_mean, require
-from ..core.files import echo, read_json, write_json
+from ..core.files import TENSORBOARD_FILES, WANDB_FILES, echo, read_json, remove_ours, write_json
 from ..core.runs import STAGES, Run
 from .metrics import read_metrics
 
@@ -90,7 +89,7 @@ class TensorBoard:
     def open(self) -> int:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_ours(self.folder, TENSORBOARD_FILES)
         self.writer = EventFileWriter(str(self.folder), flush_secs=10)
         return 0
 
@@ -154,7 +153,7 @@ class WandB:
         )
         if not self.offline:
             self.url = wandb.setup().settings.base_url
-        shutil.rmtree(self.folder / "wandb", ignore_errors=True)
+        remove_ours(self.folder / "wandb", WANDB_FILES)
         (entity, _, project), a = self.about["project"].rpartition("/"), self.about
         settings = wandb.Settings(
             **PRIVATE,

@@ -7,7 +7,6 @@ __all__ = ['window_of', 'Trainer', 'same_settings', 'LossSpike']
 
 # %% ../../nbs/06_training/02_trainer.ipynb #43b0e430
 import math
-import shutil
 import time
 from copy import deepcopy
 from dataclasses import asdict
@@ -16,14 +15,23 @@ import torch
 from fastcore.basics import patch
 
 from ..core.config import InputError, require
-from ..core.files import echo
+from ..core.files import CHECKPOINT_FILES, echo, remove_ours
 from ..core.presets import flops_per_token
 from ..core.runs import TRAINING_LENGTH_FIELDS, settings_of
 from ..fp8.linear import NO_FP8
 from ..fp8.precision import pick_precision
 from ..fp8.transformer_engine import make_fp8
 from ..model.meter import give_memory_back
-from .checkpoint import Saver, latest, load_checkpoint, load_fp8, remove_partial, snapshot, steps_in
+from elite112m.training.checkpoint import (
+    Saver,
+    is_in_use,
+    latest,
+    load_checkpoint,
+    load_fp8,
+    remove_partial,
+    snapshot,
+    steps_in,
+)
 from .guards import Diverged, SpikeDetector, batch_of, block_bad_step, diagnose, skip
 from .metrics import LivePlot, Metrics, ThroughputMeter
 from .optimizer import make_optimizers, set_lr
@@ -90,7 +98,7 @@ def load(self: Trainer, path):
         self.fp8.restore(load_fp8(path))
         echo(f"{self.what}: continues at step {self.state['step']:,}")
         for newer in steps_in(path.parent) if self.ranks.first else ():  # damaged: kept for inspection
-            if newer.name > path.name:
+            if newer.name > path.name and not is_in_use(newer):
                 newer.rename(newer.with_name(f"damaged-{newer.name}-{time.time():.0f}"))
     s = self.state
     self.step, self.saved_at = s.get("step", 0), s.get("step")
@@ -272,8 +280,8 @@ def roll_back(self: Trainer, jump: LossSpike, batch):
     if self.ranks.first:
         self.metrics.close()
         for path in steps_in(self.folder / "checkpoints"):
-            if path.name > saved.name:
-                shutil.rmtree(path)
+            if path.name > saved.name and not path.is_symlink():
+                remove_ours(path, CHECKPOINT_FILES)
     self.load(saved)
     self.skips = skips
     self.measure_from_here()

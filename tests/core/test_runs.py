@@ -17,7 +17,9 @@ def do(run, stage, **kw):
     "Do a stage that writes one file; returns what the plan said."
     with job(stage, run.path, None if run.info else "nano", None if run.info else SETTINGS, **kw) as this:
         if this.todo:
-            (this.folder / "model.safetensors").write_text(stage)
+            file = this.folder / this.stage.files[0]
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, stage)
         return this.action
 
 
