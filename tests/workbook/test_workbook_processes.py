@@ -107,17 +107,16 @@ def test_stage_that_saves_is_not_killed(tmp_path):
     assert (tmp_path / "out").read_text() == "saved"
 
 
-def test_interrupts_after_the_last_cell_are_silent(tmp_path):
-    "Ctrl-C while the stage ends used to print an error of the kernel now and then."
-    cell = "import os, signal, threading\nready.touch()\n"
-    shower = (
-        "def shower():\n    import time\n    for _ in range(2000):\n        os.kill(os.getpid(), signal.SIGINT)\n"
-        "        time.sleep(.001)\nout.write_text('done')\n"
-        "try:\n    threading.Thread(target=shower, daemon=True).start()\nexcept KeyboardInterrupt:\n    pass"
+def test_interrupts_while_the_stage_ends_are_silent(tmp_path):
+    "Many of them: an ordinary kernel prints an error for some, or never answers again."
+    sender = (
+        "import os, signal, sys, time\npid = os.getppid()\nfor _ in range(3000):\n"
+        "    if os.getppid() == pid:\n        os.kill(pid, signal.SIGINT)\n    time.sleep(.0005)"
     )
-    process = start(tmp_path, [cell, shower])
-    _, said = finish(process)
-    assert "KeyboardInterrupt caught in kernel" not in said, said
+    cell = f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {sender!r}])\ntime.sleep(60)"
+    process = start(tmp_path, [cell])
+    code, said = finish(process)
+    assert code == 1 and "prepare failed: KeyboardInterrupt" in said and "caught in kernel" not in said, said
 
 
 def hostile_home(folder):
