@@ -79,6 +79,7 @@ def entry(name, thing):
     "The reference of one function or class: signature, docstring, a table of its documented parameters."
     try:
         signature = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))
+        signature = re.sub(r"<class '([\w.]+)'>", r"\1", signature)
     except (TypeError, ValueError):
         signature = ""
     kind = "class " if inspect.isclass(thing) else ""

@@ -18,7 +18,7 @@ NAMES = {  # what a notebook user wants most, and where it is
     "browse": "elite112m.data.explore",
     "prepare": "elite112m.data.prepare",
     "CausalLM": "elite112m.model.transformer",
-    "open_model": "elite112m.model.pretrained",
+    "open_model": "elite112m.model.third_party",
     "Trainer": "elite112m.training.trainer",
     "pretrain": "elite112m.training.pretrain",
     "sft": "elite112m.training.sft",

@@ -9,7 +9,7 @@ __all__ = ['ANSWER_SETTINGS', 'Setting', 'read_settings', 'changed_settings', 'T
 # %% ../../nbs/07_chat/11_conversation.ipynb #stcff589
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -48,7 +48,7 @@ class Setting:
 _ALL_SETTINGS = (
     Setting("temperature", float, 0.0, 0, 2, "0 takes the likeliest token; higher draws more freely."),
     Setting("top_k", int, 0, 0, 100_000, "Draw from the k likeliest tokens; 0 from all."),
-    Setting("top_p", float, 1.0, 0.01, 1, "Draw from the likeliest tokens up to this probability."),
+    Setting("top_p", float, 1.0, 0, 1, "Draw from the likeliest tokens up to this probability."),
     Setting("min_p", float, 0.0, 0, 1, "Draw from tokens at least so likely, relative to the likeliest."),
     Setting("repetition_penalty", float, 1.0, 0.5, 2, "Above 1 makes what the reply already says less likely."),
     Setting("max_new_tokens", int, 128, 1, 1_000_000, "Length limit of an answer, tokens."),
@@ -79,6 +79,7 @@ class Token:
     text: str  # of this token alone; "\ufffd" where it is a part of a character
     logprob: float  # natural logarithm of its probability
     top: tuple  # (text, logprob) of the likeliest tokens, best first
+    offset: int = 0  # characters of the answer before it
 
 # %% ../../nbs/07_chat/11_conversation.ipynb #6ed25ea6
 def token_logprobs(
@@ -106,6 +107,7 @@ class Answer:
     waited: float = 0.0  # seconds to the first token
     seconds: float = 0.0  # in all
     parts: tuple = ()  # (text, `Token` or None) as they came
+    forgotten: int = 0  # oldest exchanges that were not read, since they no longer fitted
 
 # %% ../../nbs/07_chat/11_conversation.ipynb #baf53874
 @patch(as_prop=True)
@@ -138,6 +140,7 @@ class _AnswerParts:
         self.finish = "length"
         self.begun = keep_space  # until there is text, space is left out
         self.n_tokens = 0
+        self.offset = 0  # where the last token begins in the text
         self.first_token_at = None
 
     def add(self, text, token=None):
@@ -155,8 +158,14 @@ def on_token(self: _AnswerParts, row, i, logits):
     self.n_tokens += 1
     self.first_token_at = self.first_token_at or time.perf_counter()
     ended = i in self.ends
+    before = self.stream.decoded.rstrip("\ufffd")  # half a character is completed by this token
     text = self.stream.rest() if ended else self.stream(i)
     token = None if self.top is None else token_logprobs(self.tok, i, logits, self.top)
+    if token:
+        after = self.stream.decoded
+        begin = len(after.removesuffix(token.text) if after.endswith(token.text) else before)
+        self.offset = max(self.offset, begin)
+        token = replace(token, offset=self.offset)
     stop = self.add(text, token)
     if ended or self.stream.done:
         self.finish = "stop"
@@ -174,6 +183,7 @@ def respond(
     top: int = None,  # with each token, its probability and so many alternatives; None leaves `Token` out
     stop_strings=(),  # texts that end the answer
     keep_space=False,  # whether space at its beginning and end is kept
+    adjust=None,  # see `generate`
 ) -> Answer:
     "Let a model continue a prompt. Raises `InputError` for a prompt that fills the context."
     from elite112m.chat.generate import generate
@@ -181,7 +191,7 @@ def respond(
     how = changed_settings(settings or {})
     parts = _AnswerParts(model.tok, ends, top, stop_strings, keep_space, on_part)
     start = time.perf_counter()
-    generate(model.model, [prompt], stop=ends, on_token=parts.on_token, **how)
+    generate(model.model, [prompt], stop=ends, on_token=parts.on_token, adjust=adjust, **how)
     now = time.perf_counter()
     if parts.finish != "stop" and (rest := parts.stream.rest()):
         parts.add(rest)

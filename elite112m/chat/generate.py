@@ -9,6 +9,7 @@ __all__ = ['MAX_NEW_TOKENS', 'candidates', 'penalise', 'row_seeds', 'draw', 'nex
 # %% ../../nbs/07_chat/00_generate.ipynb #736a658f
 import zlib
 from contextlib import contextmanager
+from itertools import takewhile
 
 import torch
 from fastcore.basics import patch
@@ -84,10 +85,13 @@ def next_tokens(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    adjust=None,  # a function of logits and answered that gives other logits
 ) -> torch.Tensor:  # (B,) ids
     "Choose the next token of each row."
     if repetition_penalty != 1:
         logits = penalise(logits, answered, repetition_penalty)
+    if adjust:
+        logits = adjust(logits, answered)
     if temperature <= 0:
         return logits.argmax(-1)
     return draw(logits.float() / temperature, generators, top_k, top_p, min_p)
@@ -107,31 +111,46 @@ class TextStream:
         self.stop_strings = tuple(stop_strings)
         self.ids = []
         self.shown = ""  # the text returned so far
+        self.decoded = ""  # the text of the ids so far, half characters included
         self.done = False  # whether a stop string has come
 
     def __call__(self, i) -> str:  # the text that is new and whole
         if self.done:
             return ""
         self.ids.append(i)
-        text, self.done = cut(self.tok.decode(self.ids), self.stop_strings)
+        self.decoded = self.tok.decode(self.ids)
+        text, self.done = cut(self.decoded, self.stop_strings)
         if not self.done:
+            n_bytes = self._trailing_bytes()
+            text = self.tok.decode(self.ids[:-n_bytes]) if n_bytes else text
             text = text.rstrip("\ufffd")  # what stands for half a character
             text = text[: len(text) - self._held_back(text)]
         return self._show(text)
 
     def _show(self, text):
         "The part of `text` that has not been returned yet."
-        if not text.startswith(self.shown):
+        if len(text) <= len(self.shown):
             return ""
         new, self.shown = text[len(self.shown) :], text
         return new
+
+# %% ../../nbs/07_chat/00_generate.ipynb #469247c7
+@patch
+def _trailing_bytes(self: TextStream) -> int:
+    "How many tokens at the end are single bytes of a run that may go on."
+    core = getattr(self.tok, "core", None)
+    if not getattr(getattr(core, "model", None), "byte_fallback", False):
+        return 0
+    names = (core.id_to_token(int(i)) or "" for i in reversed(self.ids))
+    return sum(1 for _ in takewhile(lambda name: len(name) == 6 and name.startswith("<0x"), names))
 
 # %% ../../nbs/07_chat/00_generate.ipynb #9deaa44f
 @patch
 def _held_back(self: TextStream, text):
     "The length of the longest end of `text` that may begin a stop string."
-    beginnings = [s[:k] for s in self.stop_strings for k in range(1, len(s))]
-    return max((len(b) for b in beginnings if text.endswith(b)), default=0)
+    lengths = range(max(map(len, self.stop_strings), default=1) - 1, 0, -1)
+    ends = (text[-n:] for n in lengths if n <= len(text))
+    return next((len(e) for e in ends if any(s != e and s.startswith(e) for s in self.stop_strings)), 0)
 
 
 @patch
@@ -177,6 +196,7 @@ def generate(
     on_token=None,  # called with (row, id, logits (V,)) as they come; if it returns something true, that row ends
     stop_strings=(),  # texts that end an answer; the ids returned may run past one: see `cut`
     tok=None,  # the `Tokenizer`, which stop strings need
+    adjust=None,  # called with logits (B, V) and answers so far (B, n); gives the logits to choose by
 ) -> list[list[int]]:
     "Continue each prompt until a stop or the limit. Raises `InputError` for a prompt that fills the context."
     limit = _length_limit(prompts, model.config.context, max_new_tokens)
@@ -195,7 +215,7 @@ def generate(
         ended = on_token and on_token(row, i, logits)
         return ended or i in stop or (streams and streams[row].done)
 
-    choice = (temperature, top_k, top_p, min_p, repetition_penalty)
+    choice = (temperature, top_k, top_p, min_p, repetition_penalty, adjust)
     with torch_threads(getattr(model, "torch_threads", None)):
         _decode(model, prompts, limit, generators, choice, add)
     return answers

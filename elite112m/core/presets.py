@@ -10,6 +10,7 @@ __all__ = ['PRESETS', 'ORIGINAL', 'TINY', 'LOGITS', 'preset', 'override', 'to_di
 import dataclasses
 import typing
 from dataclasses import fields, replace
+from decimal import Decimal
 
 from elite112m.core.config import (
     SECTIONS,
@@ -115,15 +116,14 @@ def _read(text, kind, key):
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
         if kind is int:
-            x = float(text.replace("_", "").replace(",", ""))
-            if x != int(x):
+            x = Decimal(text.replace("_", "").replace(",", ""))  # a float would round numbers above 2**53
+            if not abs(x) < 2**63 or x != int(x):
                 raise ValueError
             return int(x)
         return float(text) if kind is float else text
-    except (ValueError, KeyError, OverflowError):
-        raise InputError(
-            f"{key}={text} is not {'true or false' if kind is bool else 'a whole number' if kind is int else 'a number'}"
-        )
+    except (ValueError, KeyError, ArithmeticError):
+        wanted = {bool: "true or false", int: "a whole number below 2**63"}.get(kind, "a number")
+        raise InputError(f"{key}={text} is not {wanted}")
 
 # %% ../../nbs/01_core/10_presets.ipynb #800cbb26
 def _value(value, f, key):

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from .config import InputError, did_you_mean, require
-from .locate import weights_at
+from .locate import made_absolute, weights_at
 
 # %% ../../nbs/01_core/13_provenance.ipynb #c6972f5e
 @dataclass(frozen=True)
@@ -81,21 +81,43 @@ def absolute(spec: str) -> str:
     path, prefix = Path(s.place).expanduser(), "hf:" if s.hub else ""
     if s.place in ("stdlib", "curriculum", "mixture") or (s.hub and not path.exists()):
         return spec
-    return f"{prefix}{path.resolve()}{spec[len(prefix) + len(s.place) :]}"
+    return f"{prefix}{made_absolute(path)}{spec[len(prefix) + len(s.place) :]}"
 
 # %% ../../nbs/01_core/13_provenance.ipynb #e71b111c
 LITTER = {"node_modules", "__pycache__", "site-packages", "venv"}
 
 
-def walk(root) -> list[Path]:
-    "The files below a folder in the order of their names; not in hidden folders, in what tools leave behind, or in our own run folders."
-    found = []
-    for folder, below, names in os.walk(root):
-        if "run.json" in names:
+def _folders(place, seen, links, lost):
+    "The folders at and below a place with the names in them; links to further folders are added to `links`."
+    for folder, below, names in os.walk(place, onerror=lambda e: lost.append(Path(e.filename))):
+        real = os.path.realpath(folder)
+        if "run.json" in names or real in seen:
             below.clear()
             continue
+        seen.add(real)
         below[:] = [b for b in below if not b.startswith(".") and b not in LITTER]
-        found += [Path(folder) / n for n in names if not n.startswith(".")]
+        links += [os.path.join(folder, b) for b in below if os.path.islink(os.path.join(folder, b))]
+        yield Path(folder), names
+
+
+def walk(
+    root,
+    lost: list | None = None,  # gets what could not be followed or read: broken links, links upwards, locked folders
+) -> list[Path]:
+    """The files below a folder in the order of their names; not in hidden folders, in what tools leave behind,
+    or in our own run folders. Links to folders are followed; each real folder is read once, by its own name if here."""
+    found, seen, ahead = [], set(), [str(root)]
+    lost = [] if lost is None else lost
+    above = {str(p) for p in Path(os.path.realpath(root)).parents}
+    while ahead:
+        places, ahead = sorted(ahead), []
+        for place in places:
+            if os.path.realpath(place) in above:
+                lost.append(Path(place))
+                continue
+            for folder, names in _folders(place, seen, ahead, lost):
+                found += [folder / n for n in names if not n.startswith(".")]
+    lost += [f for f in found if not f.is_file()]
     return sorted(f for f in found if f.is_file())
 
 

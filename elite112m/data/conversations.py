@@ -14,26 +14,26 @@ import pyarrow as pa
 
 from ..core.config import InputError, require
 from ..core.provenance import Source, parse_source
-from elite112m.data.documents import (
-    damaged,
-    files_of,
-    generator,
-    hub_rows,
-    in_proportion,
-    json_rows,
-    kind_of,
-    open_parquet,
-)
+from .builtin import generator
+from .documents import csv_rows, damaged, files_of, in_proportion, json_rows, kind_of, open_parquet
 from .flow import held_out, text_digest
+from .hub import hub_rows, stream_rows
 from .messages import check_messages, conversation, prompt_text, render
 
 # %% ../../nbs/02_data/12_conversations.ipynb #d160d9d2
 FORMS = {
     "messages": ("messages",),
+    "ShareGPT": ("conversations",),
+    "conversation": ("conversation",),
     "Alpaca": ("instruction", "output"),
     "Dolly": ("instruction", "response"),
     "GSM8K": ("question", "answer"),
+    "Completion": ("prompt", "completion"),
+    "Response": ("prompt", "response"),
+    "Query": ("query", "response"),
+    "Input": ("input", "output"),
 }
+_TALKS = ("messages", "ShareGPT", "conversation")  # forms whose one column is a list of turns
 _EXTRA = {"Alpaca": ("input", "Input"), "Dolly": ("context", "Context")}
 
 
@@ -52,6 +52,8 @@ def form_of(columns, where) -> str:
 def _pair(row, form, where, faults):
     "The two messages of a row, or None if one of them is empty."
     ask, answer = (row[c] for c in FORMS[form])
+    if isinstance(ask, list) and isinstance(answer, list):
+        return _turns(ask + answer, where, faults)
     for c in FORMS[form]:
         require(row[c] is None or isinstance(row[c], str), f"{where}: {c} holds {type(row[c]).__name__}, not text")
     if not (ask or "").strip() or not (answer or "").strip():
@@ -67,13 +69,66 @@ def _pair(row, form, where, faults):
 
 # %% ../../nbs/02_data/12_conversations.ipynb #3e1a0005
 _ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "ai"), "assistant"),
+    **dict.fromkeys(
+        ("tool", "function", "tool_call", "tool_response", "function_call", "observation", "ipython"), "tool"
+    ),
 }
+
+
+def _first(turn, *names):
+    "The first of these fields that is there and not null: a table gives every row all fields."
+    return next((turn[n] for n in names if turn.get(n) is not None), None)
+
+
+def _content(value, where):
+    "The text of a turn, or None if there is more in it than text."
+    if value is None or isinstance(value, str):
+        return value or ""
+    require(
+        isinstance(value, list), f"{where}: the content of a turn is text or a list of parts, not {str(value)[:60]}"
+    )
+    texts = []
+    for part in value:
+        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts)
+
+
+def _turn(m, where, faults):
+    "Role (None for a turn that is left out, and counted) and text of a turn; None if the row cannot be used."
+    known = isinstance(m, dict) and ({"role", "from", "speaker"} & m.keys())
+    require(known, f"{where}: a turn is a role and a content of text, not {str(m)[:60]}")
+    said = _first(m, "role", "from", "speaker")
+    role = _ROLES.get(said.strip().lower()) if isinstance(said, str) else None
+    text = _content(_first(m, "content", "value", "text"), where)
+    if text is None and role != "tool":
+        faults["with a picture or another part that is not text"] += 1
+        return None
+    why = None
+    if role is None:
+        why = f"turn of an unknown role ({str(said)[:20]})"
+    elif role == "tool" or role == "assistant" and not text.strip() and (m.get("tool_calls") or m.get("function_call")):
+        why = "tool turn"
+    elif not text.strip():
+        why = "empty turn"
+    if why:
+        faults[why] += 1
+    return (None if why else role), (text or "").strip()
+
+# %% ../../nbs/02_data/12_conversations.ipynb #ec759f69
+def _disorder(turns) -> str:
+    "Why turns do not run (system) user assistant user ..."
+    roles = [t["role"] for t in turns]
+    if "system" in roles[1:]:
+        return "with a system message in the middle"
+    if roles[roles[0] == "system" :][:1] == ["assistant"]:
+        return "in which the assistant speaks first"
+    return "out of order"
 
 
 def _turns(messages, where, faults):
@@ -81,13 +136,10 @@ def _turns(messages, where, faults):
     require(isinstance(messages, list), f"{where}: messages holds {type(messages).__name__}, not a list of turns")
     turns, left_out = [], False
     for m in messages:
-        require(
-            isinstance(m, dict) and "role" in m and isinstance(m.get("content") or "", str),
-            f"{where}: a turn is a role and a content of text, not {str(m)[:60]}",
-        )
-        role, text = _ROLES.get(m["role"]) if isinstance(m["role"], str) else None, (m.get("content") or "").strip()
-        if not role or not text:
-            faults["tool or empty turn"] += 1
+        if (found := _turn(m, where, faults)) is None:
+            return None
+        role, text = found
+        if not role:
             left_out = True
         elif turns and turns[-1]["role"] == role:
             turns[-1]["content"] += "\n\n" + text
@@ -102,7 +154,7 @@ def _turns(messages, where, faults):
     try:
         check_messages(turns)
     except InputError:
-        faults["out of order"] += 1
+        faults[_disorder(turns)] += 1
         return None
     return turns
 
@@ -110,7 +162,10 @@ def _turns(messages, where, faults):
 def messages_of(row: dict, where: str, faults: Counter):
     "The messages of a row in a known form, or None if it cannot be used. Raises `InputError` for other rows."
     form = form_of(row, where)
-    found = _turns(row["messages"], where, faults) if form == "messages" else _pair(row, form, where, faults)
+    if form in _TALKS:
+        found = _turns(row[FORMS[form][0]], where, faults)
+    else:
+        found = _pair(row, form, where, faults)
     try:
         prompt_text(found or [{"role": "user", "content": "-"}]).encode()
     except UnicodeEncodeError:
@@ -120,7 +175,7 @@ def messages_of(row: dict, where: str, faults: Counter):
 
 # %% ../../nbs/02_data/12_conversations.ipynb #e226c539
 HELD = 0.04  # share of a file's conversations that is held out
-KINDS = (".parquet", ".jsonl", ".ndjson", ".json")
+KINDS = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 
 
 def _table(path, faults):
@@ -142,15 +197,32 @@ def _row(batch, faults):
         faults["undecodable"] += 1
 
 
+def _is_form(names, wanted=None):
+    return any(set(needed) <= set(names) for needed in FORMS.values())
+
+
+def _form_columns(names, source):
+    "The columns of a hub data set's form."
+    form = form_of(names, source.spec)
+    return [c for c in dict.fromkeys([*FORMS[form], *_EXTRA.get(form, ())[:1]]) if c in names]
+
+
+def _file_rows(path, faults):
+    kind = kind_of(path)
+    require(kind in KINDS, f"{path} is no file of conversations; those are {', '.join(KINDS)}")
+    if kind == ".parquet":
+        return _table(path, faults)
+    return csv_rows(path) if kind in (".csv", ".tsv") else json_rows(path, faults=faults, lists=True)
+
+
 def rows_of(source: Source, faults):
     "The rows of a source as dicts, with where they stand."
     if source.hub:
-        yield from ((row, f"{source.spec}, row {n}") for n, row in enumerate(hub_rows(source), 1))
+        rows = stream_rows(hub_rows(source, _form_columns), source)
+        yield from ((row, f"{source.spec}, row {n}") for n, row in enumerate(rows, 1))
         return
-    for f in files_of(source.place, KINDS):
-        require(kind_of(f) in KINDS, f"{f} is no file of conversations; those are {', '.join(KINDS)}")
-        rows = _table(f, faults) if kind_of(f) == ".parquet" else json_rows(f, faults=faults)
-        yield from ((row, f"{f}, row {n}") for n, row in enumerate(rows, 1) if row is not None)
+    for f in files_of(source.place, KINDS, usable=_is_form):
+        yield from ((row, f"{f}, row {n}") for n, row in enumerate(_file_rows(f, faults), 1) if row is not None)
 
 # %% ../../nbs/02_data/12_conversations.ipynb #fedc8ecb
 def conversations(

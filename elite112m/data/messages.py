@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CHAT_TEMPLATE', 'check_messages', 'conversation', 'segments', 'foreign_template', 'render', 'prompt_text',
-           'special_ids', 'templated', 'show_mask']
+           'special_ids', 'templated_prompt', 'templated', 'show_mask']
 
 # %% ../../nbs/02_data/01_messages.ipynb #065770b2
 import re
-from functools import lru_cache
+from itertools import groupby
 
 from ..core.config import InputError, require
 from .tokenizer import EOT, Tokenizer
@@ -89,90 +89,121 @@ def special_ids(tok: Tokenizer) -> dict:
     return {t.content: i for i, t in tok.core.get_added_tokens_decoder().items() if t.special}
 
 
-@lru_cache(8)
-def _compiled(template):
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(why):
-        raise InputError(f"the model's chat template refuses this conversation: {str(why)[:100]}")
-
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    env.globals["raise_exception"] = refuse
-    return env.from_string(template)
+def _specials(tok) -> dict:
+    "The special tokens of a vocabulary and of its settings: text -> id."
+    auto = tok.in_transformers()
+    added = {t.content: i for i, t in auto.added_tokens_decoder.items() if t.special}
+    return added | dict(zip(auto.all_special_tokens, auto.all_special_ids)) | special_ids(tok)
 
 
-def _fill(tok, template, messages, ask):  # ask: whether the assistant is to speak next
+def _mentions_specials(tok, messages) -> bool:
+    return any(t in m["content"] for t in _specials(tok) for m in messages)
+
+# %% ../../nbs/02_data/01_messages.ipynb #138c1c49
+def _apply(tok, messages, template, **how):
+    "`apply_chat_template` of `transformers`. Raises `InputError` for whatever goes wrong in the template."
     from jinja2 import TemplateError
 
+    auto = tok.in_transformers()
+    unset = {name: "" for name in ("bos_token", "eos_token") if name not in auto.special_tokens_map}
     try:
-        return _compiled(template).render(
-            messages=messages,
-            add_generation_prompt=ask,
-            bos_token=getattr(tok, "bos_token", ""),
-            eos_token=getattr(tok, "eos_token", EOT),
-        )
-    except TemplateError as e:
-        raise InputError(f"the model's chat template cannot be used: {str(e)[:100]}") from None
+        return auto.apply_chat_template(messages, chat_template=template, **unset, **how)
+    except Exception as e:
+        what = "refuses this conversation" if type(e) is TemplateError else "cannot be used"
+        why = " ".join(str(e).split()) or type(e).__name__
+        raise InputError(f"the model's chat template {what}: {why[:100]}") from None
+
+# %% ../../nbs/02_data/01_messages.ipynb #aea101fb
+def templated_prompt(tok: Tokenizer, messages, template: str = None) -> list[int]:  # template: None is the tokenizer's
+    "Ids of a conversation up to where the assistant speaks or goes on. Raises `InputError` if the template refuses."
+    *before, last = messages
+    if last["role"] == "assistant" and not last["content"].strip() and before:
+        return templated_prompt(tok, before, template)
+    going_on = last["role"] == "assistant" and bool(last["content"].strip())
+    how = {"continue_final_message": True} if going_on else {"add_generation_prompt": True}
+    how["sanitize_control_tokens"] = _mentions_specials(tok, messages)
+    return _apply(tok, messages, template or tok.template, return_dict=False, **how)
 
 # %% ../../nbs/02_data/01_messages.ipynb #7b1053d0
-def _cut(tok, template, messages, special) -> list | None:
-    "The pieces of a conversation, and whether the assistant says them; None if the template changes earlier turns."
-    pieces, done = [], ""
-    replies = [k for k, m in enumerate(messages) if m["role"] == "assistant"]
-    if messages[-1]["role"] != "assistant":
-        replies.append(len(messages))  # the one that comes next
-    for k in replies:
-        asked = _fill(tok, template, messages[:k], True)
-        if not asked.startswith(done):
-            return None
-        pieces.append((asked[len(done) :], False))
-        if k == len(messages):
-            break
-        said = _fill(tok, template, messages[: k + 1], False)
+_NO_END = (
+    "the model's chat template ends a reply with no special token of its vocabulary, so it would never learn to stop"
+)
+
+
+def _reply_spans(tok, messages, template, text) -> list | None:
+    "Where in the text each reply begins and ends, its end token included; None if the template changes earlier turns."
+    special = "|".join(map(re.escape, _specials(tok)))
+    fill = lambda n, ask: _apply(tok, messages[:n], template, tokenize=False, add_generation_prompt=ask)
+    spans = []
+    for k in (k for k, m in enumerate(messages) if m["role"] == "assistant"):
+        asked, said = fill(k, True), fill(k + 1, False)
         if not said.startswith(asked):
             return None
         end = re.search(special, said[len(asked) :])
-        require(
-            end,
-            "the model's chat template ends a reply with no special token of its vocabulary, "
-            "so it would never learn to stop",
-        )
-        done = said[: len(asked) + end.end()]
-        pieces.append((done[len(asked) :], True))
-    return pieces
+        require(end, _NO_END)
+        stop = len(asked) + end.end()
+        if text[:stop] != said[:stop]:
+            return None
+        spans.append((len(asked), stop))
+    return spans
+
+# %% ../../nbs/02_data/01_messages.ipynb #23d52caa
+def _ids_by_text(tok, messages, template, asks):
+    "Ids and mask from the places of the replies in the text; the mask is None if they cannot be told apart."
+    text = _apply(tok, messages, template, tokenize=False, add_generation_prompt=asks)
+    spans = _reply_spans(tok, messages, template, text)
+    found = tok.in_transformers()(text, add_special_tokens=False, return_offsets_mapping=True)
+    if spans is None:
+        return found.input_ids, None
+    mask = [any(a < stop and start < b for start, stop in spans) for a, b in found.offset_mapping]
+    return found.input_ids, mask
+
+# %% ../../nbs/02_data/01_messages.ipynb #d9e7e690
+def _ids_by_prompts(tok, messages, template, asks):
+    "The same from the prompt of each reply."
+    how = {"sanitize_control_tokens": True, "return_dict": False}
+    ids = _apply(tok, messages, template, add_generation_prompt=asks, **how)
+    mask, special = [False] * len(ids), set(_specials(tok).values())
+    for k in (k for k, m in enumerate(messages) if m["role"] == "assistant"):
+        asked = _apply(tok, messages[:k], template, add_generation_prompt=True, **how)
+        if ids[: len(asked)] != asked:
+            return ids, None
+        end = next((i for i in range(len(asked), len(ids)) if ids[i] in special), None)
+        require(end is not None, _NO_END)
+        mask[len(asked) : end + 1] = [True] * (end + 1 - len(asked))
+    return ids, mask
+
+# %% ../../nbs/02_data/01_messages.ipynb #5416e40e
+def _ids_by_marks(tok, messages, template, asks):
+    "The same from the marks in the template."
+    how = {"return_dict": True, "return_assistant_tokens_mask": True, "add_generation_prompt": asks}
+    found = _apply(tok, messages, template, **how)
+    ids, mask = found["input_ids"], list(map(bool, found["assistant_masks"]))
+    special = set(_specials(tok).values())
+    for k in range(1, len(ids)):
+        ends_here = mask[k - 1] and not mask[k] and ids[k - 1] not in special
+        if ends_here:
+            require(ids[k] in special, _NO_END)
+            mask[k] = True
+    return ids, mask
 
 # %% ../../nbs/02_data/01_messages.ipynb #ae468920
-def _replace(text, pairs: dict):
-    "The text with each key of `pairs` replaced by its value."
-    for old, new in pairs.items():
-        text = text.replace(old, new)
-    return text
-
-
 def templated(tok: Tokenizer, messages, template: str) -> list[tuple[list[int], bool]]:
     "`segments` by a model's own Jinja template, as ids. Raises `InputError` if one cannot train with the template."
     check_messages(messages)
-    special = special_ids(tok)
-    private = {token: chr(0xE000 + k) for k, token in enumerate(special)}
-    said = [m | {"content": _replace(m["content"].strip(), private)} for m in messages]
-    split = f"({'|'.join(map(re.escape, special))})"
-    pieces = _cut(tok, template, said, split)
-    if pieces is None and messages[-1]["role"] == "user":
-        pieces = [(_fill(tok, template, said, True), False)]  # good enough for a prompt
+    asks = messages[-1]["role"] != "assistant"
+    marked = re.search(r"\{%-?\s*generation\s*-?%\}", template)
+    way = _ids_by_prompts if _mentions_specials(tok, messages) else _ids_by_marks if marked else _ids_by_text
+    ids, mask = way(tok, messages, template, asks)
+    if mask is None and asks:
+        mask = [False] * len(ids)  # a prompt needs none
     require(
-        pieces is not None,
+        mask is not None,
         "the model's chat template changes earlier turns when others follow, "
         "so what the assistant said in them cannot be told apart",
     )
-    original = {character: token for token, character in private.items()}
-
-    def ids(text):
-        found = []
-        for part in re.split(split, text):
-            found += [special[part]] if part in special else tok.encode(_replace(part, original))
-        return found
-
-    return [(ids(text), spoken) for text, spoken in pieces]
+    runs = groupby(zip(ids, mask), key=lambda pair: pair[1])
+    return [([i for i, _ in run], spoken) for spoken, run in runs]
 
 # %% ../../nbs/02_data/01_messages.ipynb #65e336a6
 _HUES = (210, 45, 150, 280, 10)  # of neighbouring tokens, degrees

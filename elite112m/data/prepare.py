@@ -12,7 +12,8 @@ from ..core.config import InputError, require
 from ..core.files import CANNOT_WRITE, echo, write_json
 from ..core.locate import find_model
 from ..core.provenance import parse_source
-from .documents import check_sources, generator, in_proportion, read_documents
+from .builtin import generator
+from .documents import check_sources, in_proportion, read_documents
 from .flow import PrepareState, TokenizerPool, write_splits
 from .shards import MANIFEST_FORMAT, verify_data, with_checksum
 from .tokenizer import Tokenizer, load_tokenizer, spells_everything, train_tokenizer

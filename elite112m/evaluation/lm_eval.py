@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from ..core.config import InputError, require
 from ..core.files import echo, text_table, write_json
 from .tasks import options
-from ..model.pretrained import ThirdPartyLM, ThirdPartyTokenizer, export_hf, export_tokenizer
+from ..model.pretrained import export_hf, export_tokenizer
+from ..model.third_party import ThirdPartyLM, ThirdPartyTokenizer
 
 # %% ../../nbs/08_evaluation/20_lm_eval.ipynb #7c2f2d49
 def _named(tasks) -> tuple:  # names, folders to search, whether the harness's own tasks are wanted

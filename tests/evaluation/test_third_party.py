@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from elite112m.chat.chat_model import ChatModel
 from elite112m.core.config import InputError
 from elite112m.data.tokenizer import train_tokenizer
-from elite112m.model.pretrained import ThirdPartyLM
+from elite112m.model.third_party import ThirdPartyLM
 
 NAMES = dict(vocab_size=400, bos_token_id=0, eos_token_id=0, pad_token_id=0)
 SIZES = NAMES | dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128)

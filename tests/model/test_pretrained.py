@@ -9,7 +9,8 @@ from conftest import here
 
 from elite112m.core.config import InputError, ModelConfig
 from elite112m.data.tokenizer import train_tokenizer
-from elite112m.model.pretrained import load_model, open_model, read_shape, save_model
+from elite112m.model.pretrained import load_model, read_shape, save_model
+from elite112m.model.third_party import open_model
 from elite112m.model.transformer import CausalLM
 
 NAMES = dict(vocab_size=300, bos_token_id=0, eos_token_id=0)

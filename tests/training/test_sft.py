@@ -417,7 +417,7 @@ def test_odd_conversations_each_get_what_the_table_says(base, tmp_path, capsys):
     for what in (
         "3 in which the assistant never speaks",
         "1 only tools answer",
-        "1 out of order",
+        "1 in which the assistant speaks first",
         "1 unanswered turn",
         "1 too long",
     ):

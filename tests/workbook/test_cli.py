@@ -1,225 +1,20 @@
-"A whole run through the command line, by papermill, in a temporary folder; and what happens when it is disturbed."
+"The command line within one process: bad arguments, own text, and files that commands may not replace."
 
 import json
-import shutil
-import signal
-import subprocess
-import time
+from pathlib import Path
 
-import psutil
 import pytest
-from conftest import BIN, ENV, here, sh
+from conftest import here
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny):
-    "A finished tiny run and what the command printed."
-    out = tmp_path_factory.mktemp("runs") / "smoke"
-    done = sh("elite112m", "run", "nano", "--out", out, *tiny, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return out, done
+def refusal(done):
+    "The one line with which a command refused its input."
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("elite112m: "), done.stderr
+    return done.stderr
 
 
-def test_run_makes_everything(finished):
-    out, done = finished
-    for name in (
-        "data/train.bin",
-        "data/tokenizer.json",
-        "pretrain/model.safetensors",
-        "sft/model.safetensors",
-        "eval/results.json",
-        "eval/generations.jsonl",
-        "eval/suite.png",
-        "export/hf/config.json",
-        "report.html",
-        "run.json",
-    ):
-        assert (out / name).exists(), name
-    assert len(list((out / "notebooks").glob("[0-9]*.ipynb"))) == 5
-    assert not list(out.rglob("*.tmp")) and not list((out / "notebooks").glob(".*"))
-    assert "pretrain: validation loss" in done.stderr and "tok/s" in done.stderr and done.stdout == ""
-
-
-def test_results_have_the_agreed_form(finished):
-    from elite112m.curriculum.lessons import CATEGORIES
-
-    results = json.loads((finished[0] / "eval/results.json").read_text())
-    assert list(results["categories"]) == list(CATEGORIES)
-    assert list(results["rows"]) == [
-        "Factual Q&A",
-        "Math format",
-        "Math accuracy",
-        "Code structure",
-        "Instructions",
-        "Pattern recognition",
-    ]
-    for r in [*results["rows"].values(), *results["categories"].values()]:
-        assert set(r) == {"correct", "total", "rate", "lo", "hi"} and 0 <= r["lo"] <= r["rate"] <= r["hi"] <= 1
-    assert results["contamination"]["whole"] == [] and results["contamination"]["tokens"]["conversations"] > 0
-
-
-def test_rerun_skips_and_says_so(finished, tiny):
-    done = here("elite112m", "run", "nano", "--out", finished[0], *tiny)
-    assert done.returncode == 0 and done.stderr.count("skipped") == 5
-
-
-def test_other_settings_are_refused_by_name(finished):
-    done = here("elite112m", "sft", "--run", finished[0], "--set", "pretrain.steps=13")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "pretrain.steps=12, not 13" in done.stderr and "--force" in done.stderr
-
-
-def test_moved_run_redone_stage_and_stale_ones(finished, tmp_path):
-    out = shutil.copytree(finished[0], tmp_path / "moved")
-    done = here("elite112m", "sft", "--run", out, "--force")
-    assert done.returncode == 0, done.stderr
-    status = here("elite112m", "status", "--run", out).stdout
-    assert status.count("stale") == 2, status  # evaluate and export
-    done = here("elite112m", "evaluate", "--run", out)
-    assert done.returncode == 0 and "evaluate: done" in done.stderr, done.stderr
-    assert str(finished[0]) not in (out / "run.json").read_text()
-
-
-def test_chat_answers_on_stdout_only(finished):
-    done = sh(
-        "elite112m",
-        "chat",
-        "--model",
-        finished[0],
-        "--input",
-        "What is the capital of France?",
-        "--max-new-tokens",
-        "5",
-    )
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    again = here(
-        "elite112m",
-        "chat",
-        "--model",
-        finished[0] / "export/hf",
-        "--input",
-        "What is the capital of France?",
-        "--max-new-tokens",
-        "5",
-    )
-    assert again.stdout == done.stdout
-
-
-def test_conversation_in_the_terminal(finished):
-    done = subprocess.run(
-        [BIN / "elite112m", "chat", "--model", finished[0], "--max-new-tokens", "4"],
-        input="Hello\nAnd?\n\n",
-        capture_output=True,
-        text=True,
-        env=ENV,
-    )
-    assert done.returncode == 0 and done.stdout.count("Assistant:") == 2
-
-
-def test_report_shows_the_run(finished):
-    page = (finished[0] / "report.html").read_text()
-    assert (
-        "Factual Q&amp;A" in page
-        and "No question was found whole" in page
-        and page.count("<svg") == 2
-        and "<script" not in page
-        and 'src="http' not in page
-    )
-
-
-def test_damaged_data_are_bad_input(finished, tmp_path):
-    out = shutil.copytree(finished[0], tmp_path / "broken")
-    (out / "data/train.bin").write_bytes(b"\0" * 99)
-    done = sh("elite112m", "pretrain", "--run", out, "--force")
-    assert done.returncode == 2 and "train.bin" in done.stderr.splitlines()[-1], done.stderr
-
-
-def test_same_seed_same_loss(finished, tmp_path, tiny):
-    done = here("elite112m", "run", "nano", "--out", tmp_path / "twin", "--stages", "prepare,pretrain", *tiny)
-    assert done.returncode == 0, done.stderr
-    loss = lambda out: [json.loads(line).get("val_loss") for line in open(out / "pretrain/metrics.jsonl")]
-    assert loss(finished[0]) == loss(tmp_path / "twin")
-
-
-# ---- disturbances --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, tiny):
-    "A run prepared for a long pretraining."
-    out = tmp_path_factory.mktemp("runs") / "long"
-    done = here("elite112m", "prepare", "--run", out, "--preset", "nano", *tiny, "--set", "pretrain.steps=4000")
-    assert done.returncode == 0, done.stderr
-    return out
-
-
-def test_failed_stage_is_one_line_and_its_notebook(prepared, tmp_path):
-    out = shutil.copytree(prepared, tmp_path / "run")
-    done = sh("elite112m", "pretrain", "--run", out, "--set", "pretrain.lr=1e30", "--set", "pretrain.muon_lr=1e30")
-    error, path = done.stderr.strip().splitlines()[-2:]
-    assert (
-        done.returncode == 1
-        and error.startswith("elite112m: pretrain failed: Diverged: ")
-        and "lower pretrain.lr" in error
-    )
-    assert (
-        path == f"executed notebook: {out / 'notebooks/2_pretrain.ipynb'}"
-        and (out / "notebooks/2_pretrain.ipynb").exists()
-    )
-
-
-def start(out):
-    "Begin its pretraining and wait for the first checkpoint."
-    p = subprocess.Popen([BIN / "elite112m", "pretrain", "--run", out], stderr=subprocess.PIPE, text=True, env=ENV)
-    until = time.time() + 90
-    while not list(out.glob("pretrain/checkpoints/step-*/state.json")) and time.time() < until:
-        time.sleep(0.1)
-    return p, psutil.Process(p.pid).children(recursive=True)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_and_rerun_continues(prepared, tmp_path, number):
-    out = shutil.copytree(prepared, tmp_path / "run")
-    p, kernels = start(out)
-    p.send_signal(number)
-    _, err = p.communicate(timeout=60)
-    assert p.returncode == 128 + number and "checkpoint saved" in err, err
-    assert not any(k.is_running() for k in kernels)
-    step = max(int(c.name[5:]) for c in out.glob("pretrain/checkpoints/step-*"))
-    p, _ = start(out)
-    said = []
-    for line in p.stderr:
-        said.append(line)
-        if f"continues at step {step}\n" in line:
-            break
-    p.send_signal(signal.SIGINT)
-    p.communicate(timeout=60)
-    assert f"continues at step {step}" in said[-1], said
-
-
-def test_sigkill_leaves_no_process_and_no_lock(prepared, tmp_path):
-    out = shutil.copytree(prepared, tmp_path / "run")
-    p, kernels = start(out)
-    assert kernels
-    p.kill()
-    p.wait()
-    gone, alive = psutil.wait_procs(kernels, timeout=5)
-    assert not alive
-    p, _ = start(out)
-    assert any("continues at step" in line for line in p.stderr)
-    p.send_signal(signal.SIGINT)
-    p.communicate(timeout=60)
-
-
-def test_second_command_waits_then_gives_up(prepared, tmp_path):
-    out = shutil.copytree(prepared, tmp_path / "run")
-    p, _ = start(out)
-    before = time.time()
-    done = sh("elite112m", "pretrain", "--run", out)
-    assert done.returncode == 2 and "in use by another command" in done.stderr and done.stderr.count("\n") == 1
-    assert time.time() - before >= 10
-    p.send_signal(signal.SIGINT)
-    p.communicate(timeout=60)
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 # ---- bad input -----------------------------------------------------------------------------------
@@ -237,6 +32,34 @@ def test_second_command_waits_then_gives_up(prepared, tmp_path):
         ["evaluate", "--run", "nowhere"],
         ["chat", "--model", "nowhere", "--input", "x"],
         ["report", "--run", "nowhere"],
+        ["run", "nano", "--stages", ","],
+        ["run", "nano", "--from", ""],
+        ["walk"],
+        ["bench", "walk"],
+        ["run", "nano", "--steps", "-1"],
+        ["run", "nano", "--steps", "9" * 30],
+        ["run", "nano", "--tokens", "nan"],
+        ["run", "nano", "--tokens", "1e300"],
+        ["run", "nano", "--hours", "inf"],
+        ["run", "nano", "--hours", "1e300"],
+        ["run", "nano", "--set", "="],
+        ["run", "nano", "--set", "model.=1"],
+        ["run", "nano", "--set", "model.n_layers.x=1"],
+        ["run", "nano", "--set", "model.n_layers="],
+        ["run", "nano", "--set", "pretrain.lr=1e999"],
+        ["run", "nano", "--set", "pretrain.lr=\udcff"],
+        ["chat", "--model", "a\nb"],
+        ["chat", "--model", "nowhere", "--input", "\udcff"],
+        ["chat", "--model", "nowhere", "--temperature", "nan"],
+        ["evaluate", "--model", "nowhere", "--out", "x", "--seed", "9" * 30],
+        ["evaluate", "--model", "nowhere", "--out", "."],
+        ["evaluate", "--model", "nowhere", "--out", "x", "--items", "9" * 14],
+        ["contamination", "nowhere", "--items", "9" * 14],
+        ["exercises", "--out", "x", "--n", "9" * 14],
+        ["exercises", "--out", "x", "--n", "0"],
+        ["tokenizer", "train", "--out", "x", "--vocab-size", "300", "--sample-mb", "inf"],
+        ["status", "--run", "a" * 300],
+        ["sweep", "nano", "--seeds", "9" * 12],
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path, args):
@@ -266,3 +89,80 @@ def test_own_text(tmp_path, tiny):
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run/data/manifest.json").read_text())
     assert list(manifest["sources"]) == [str(tmp_path / "book.txt")]
+
+
+# ---- files of the user ---------------------------------------------------------------------------
+
+
+def writers(folder):
+    "Every command with an output path, and the file in `folder` that it would write."
+    small = ["--n", "5"]
+    shape = ["--preset", "nano", "--set", "model.n_layers=1", "--set", "model.vocab_size=320", "--rounds", "1"]
+    train = ["--batch", "1x8", "--steps", "1", "--no-compile"]
+    generate = ["--formats", "fp32", "--prompt-tokens", "2", "--new-tokens", "2"]
+    return {
+        "alpaca.json": ["exercises", "--out", folder, *small],
+        "gsm8k.parquet": ["exercises", "--out", folder, *small],
+        "tokenizer.json": ["tokenizer", "train", "--vocab-size", "300", "--out", folder],
+        "config.json": ["import-original", folder / "best.pt", "--out", folder],
+        "model.safetensors": ["import-original", folder / "best.pt", "--out", folder],
+        "train.json": ["bench", "train", *shape, *train, "--json", folder / "train.json"],
+        "generate.json": ["bench", "generate", *shape, *generate, "--json", folder / "generate.json"],
+        "compare.json": ["compare", folder, folder, "--json", folder / "compare.json"],
+        "contamination.json": ["contamination", folder, "--json", folder / "contamination.json"],
+        "results.json": ["evaluate", "--model", folder, "--out", folder, "--force"],
+        "report.html": ["run", "nano", "--out", folder],
+        "points": ["sweep", "nano", "--out", folder],
+    }
+
+
+@pytest.mark.parametrize("name", writers(Path()))
+def test_own_files_stay(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    line = refusal(here("elite112m", *writers(tmp_path)[name]))
+    assert str(tmp_path) in line and contents(tmp_path) == {Path(name): b"mine"}
+
+
+def test_a_link_stays(tmp_path):
+    (tmp_path / "alpaca.json").symlink_to("elsewhere.json")
+    refusal(here("elite112m", "exercises", "--out", tmp_path, "--n", "5"))
+    assert (tmp_path / "alpaca.json").is_symlink() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_written_files_may_be_written_again_until_they_are_changed(tmp_path):
+    for seed in "01":
+        done = here("elite112m", "exercises", "--out", tmp_path, "--n", "5", "--seed", seed)
+        assert done.returncode == 0, done.stderr
+    (tmp_path / "gsm8k.parquet").write_bytes(b"other")
+    before = contents(tmp_path)
+    line = refusal(here("elite112m", "exercises", "--out", tmp_path, "--n", "5"))
+    assert "gsm8k.parquet, which was changed" in line and contents(tmp_path) == before
+    (tmp_path / "gsm8k.parquet").unlink()
+    assert here("elite112m", "exercises", "--out", tmp_path, "--n", "5").returncode == 0
+
+
+@pytest.mark.parametrize("place", ["file", "file/deeper", "/proc/here"])
+def test_places_that_cannot_be_written(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    for command in (
+        ["exercises", "--n", "5"],
+        ["tokenizer", "train", "--vocab-size", "300"],
+        ["import-original", "best.pt"],
+        ["evaluate", "--model", "nowhere"],
+        ["run", "nano"],
+        ["sweep", "nano"],
+    ):
+        refusal(here("elite112m", *command, "--out", place, cwd=tmp_path))
+    assert contents(tmp_path) == {Path("file"): b"mine"}
+
+
+def test_a_folder_of_the_user_is_no_run(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for command in ("status", "report", "prepare", "pretrain", "sft", "evaluate", "export"):
+        refusal(here("elite112m", command, "--run", tmp_path))
+    assert contents(tmp_path) == {Path("notes.txt"): b"mine"}
+
+
+def test_export_knows_one_format(tmp_path):
+    assert "'zip' is not 'hf'" in refusal(here("elite112m", "export", "--run", tmp_path, "--to", "zip"))
+    assert "is not a run yet" in refusal(here("elite112m", "export", "--run", tmp_path, "--to", "hf"))
