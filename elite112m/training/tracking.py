@@ -128,15 +128,15 @@ PRIVATE = dict(
     program="elite112m",
     host="",
 )
-# we try again ourselves
+# the client gives up soon, because this module tries again by itself
 QUICK_CHECK = dict(
     x_graphql_retry_max=2,
     x_graphql_retry_wait_min_seconds=1,
     x_graphql_retry_wait_max_seconds=2,
     finish_timeout_raises=True,
-)  # we try again ourselves
+)
 
-
+# %% ../../nbs/06_training/15_tracking.ipynb #cdbaf7e1
 class WandB:
     "Weights & Biases; with `WANDB_MODE=offline`, its files in `wandb` under the stage's folder."
 
@@ -160,8 +160,8 @@ class WandB:
             **QUICK_CHECK,
             init_timeout=self.seconds,
             finish_timeout=self.seconds,
-            x_skip_transaction_log=not self.offline,
-        )  # the rows are in metrics.jsonl already
+            x_skip_transaction_log=not self.offline,  # the rows are in metrics.jsonl already
+        )
         self.run = wandb.init(
             id=a["run"],
             name=a["name"],
@@ -177,42 +177,48 @@ class WandB:
         self.run.define_metric("*", step_metric="step")
         return self.run.starting_step
 
-    def send(self, n, row):
-        self.run.log(row, step=n, commit=True)
-        self.n = n + 1
+# %% ../../nbs/06_training/15_tracking.ipynb #a1d3034b
+@patch
+def send(self: WandB, n, row):
+    self.run.log(row, step=n, commit=True)
+    self.n = n + 1
 
-    def close(self) -> int:
+
+@patch
+def close(self: WandB) -> int:
+    self.run.finish()
+    for pause in () if self.offline else (0, 1, 2):
+        time.sleep(pause)
+        have = self.open()
         self.run.finish()
-        for pause in () if self.offline else (0, 1, 2):
-            time.sleep(pause)
-            have = self.open()
-            self.run.finish()
-            if have >= self.n:
-                break
-        return self.n if self.offline else have
+        if have >= self.n:
+            break
+    return self.n if self.offline else have
 
-    def is_reachable(self) -> bool:
-        "Whether its GraphQL endpoint answers in time, with a status below 500 (a refusal counts as an answer)."
-        if not self.url:
-            return True  # it was not the service that failed
-        import http.client
-        import urllib.error
-        import urllib.request
+# %% ../../nbs/06_training/15_tracking.ipynb #62af4085
+@patch
+def is_reachable(self: WandB) -> bool:
+    "Whether its GraphQL endpoint answers in time, with a status below 500 (a refusal counts as an answer)."
+    if not self.url:
+        return True  # it was not the service that failed
+    import http.client
+    import urllib.error
+    import urllib.request
 
-        ask = urllib.request.Request(
-            f"{self.url.rstrip('/')}/graphql",
-            b'{"operationName": "Viewer", "query": "query Viewer { viewer { id } }"}',
-            {"Content-Type": "application/json"},
-        )
-        try:
-            urllib.request.urlopen(ask, timeout=self.seconds).close()
-        except urllib.error.HTTPError as e:
-            return e.code < 500
-        except (OSError, http.client.HTTPException):
-            return False
-        return True
+    ask = urllib.request.Request(
+        f"{self.url.rstrip('/')}/graphql",
+        b'{"operationName": "Viewer", "query": "query Viewer { viewer { id } }"}',
+        {"Content-Type": "application/json"},
+    )
+    try:
+        urllib.request.urlopen(ask, timeout=self.seconds).close()
+    except urllib.error.HTTPError as e:
+        return e.code < 500
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
 
-
+# %% ../../nbs/06_training/15_tracking.ipynb #50cd9c17
 TRACKERS = {"wandb": WandB, "tensorboard": TensorBoard}
 
 # %% ../../nbs/06_training/15_tracking.ipynb #2c63c500
