@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from fastcore.basics import patch
 
 import elite112m
 from ..core.config import InputError, did_you_mean, require
@@ -177,23 +178,19 @@ class WandB:
         self.run.define_metric("*", step_metric="step")
         return self.run.starting_step
 
-# %% ../../nbs/06_training/15_tracking.ipynb #a1d3034b
-@patch
-def send(self: WandB, n, row):
-    self.run.log(row, step=n, commit=True)
-    self.n = n + 1
+    def send(self, n, row):
+        self.run.log(row, step=n, commit=True)
+        self.n = n + 1
 
-
-@patch
-def close(self: WandB) -> int:
-    self.run.finish()
-    for pause in () if self.offline else (0, 1, 2):
-        time.sleep(pause)
-        have = self.open()
+    def close(self) -> int:
         self.run.finish()
-        if have >= self.n:
-            break
-    return self.n if self.offline else have
+        for pause in () if self.offline else (0, 1, 2):
+            time.sleep(pause)
+            have = self.open()
+            self.run.finish()
+            if have >= self.n:
+                break
+        return self.n if self.offline else have
 
 # %% ../../nbs/06_training/15_tracking.ipynb #62af4085
 @patch
