@@ -39,6 +39,7 @@ def test_two_evaluations_and_what_changed(model, tmp_path):
     )
     assert 0 < results["tasks"]["base"]["mrr"] <= 1 and len(results["tasks"]["base"]["continuations"]) == 10
     assert sorted(f.name for f in (tmp_path / "a").iterdir()) == [
+        ".elite112m.json",  # the record of what the command wrote
         "base.jsonl",
         "generations.jsonl",
         "results.json",
