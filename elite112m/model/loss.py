@@ -8,6 +8,7 @@ __all__ = ['linear_loss', 'logits_loss']
 # %% ../../nbs/04_model/10_loss.ipynb #9a93128d
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..core.presets import LOGITS
 
@@ -31,7 +32,7 @@ class _LinearLoss(torch.autograd.Function):
         device = kind if torch.amp.is_autocast_available(kind) else "cpu"  # meta tensors have no autocast
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         total = hidden.new_zeros((), dtype=torch.float32)
-        d_hidden, d_weight = (torch.zeros_like(t, dtype=torch.float32) if learn else None for t in (hidden, weight))
+        d_hidden, d_weight = torch.empty_like(hidden) if learn else None, None
         w, rows = weight.to(dtype), max(at_a_time // weight.shape[0], 1)
         with torch.autocast(device, enabled=False):
             for i in range(0, hidden.shape[0], rows):
@@ -43,7 +44,9 @@ class _LinearLoss(torch.autograd.Function):
                     continue
                 g = logits.to(dtype)  # by now the gradient
                 d_hidden[chunk] = g @ w
-                if dtype == torch.float32:
+                if d_weight is None:
+                    d_weight = (g.t() @ h).float()
+                elif dtype == torch.float32:
                     d_weight.addmm_(g.t(), h)
                 else:
                     d_weight += g.t() @ h
@@ -65,8 +68,13 @@ def linear_loss(
     at_a_time: int = LOGITS,  # logits in memory at once
 ) -> torch.Tensor:  # 0-dim, FP32
     "Sum of the cross-entropies of `hidden @ weight.T` against `labels`, without ever holding all logits."
+    hidden, labels = hidden.flatten(0, -2), labels.flatten()
+    if labels.device.type == "cpu" and not isinstance(labels, FakeTensor):  # a GPU would have to be waited for
+        wanted = (labels != -100).nonzero()[:, 0]
+        if 0 < len(wanted) < len(labels):
+            hidden, labels = hidden[wanted], labels[wanted]
     learn = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    return _LinearLoss.apply(hidden.flatten(0, -2), weight, labels.flatten(), learn, at_a_time)
+    return _LinearLoss.apply(hidden, weight, labels, learn, at_a_time)
 
 # %% ../../nbs/04_model/10_loss.ipynb #9c046b87
 def logits_loss(

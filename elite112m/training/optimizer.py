@@ -42,17 +42,18 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, params, lr: float = 0.02, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+        self.map = lambda function, *items: list(map(function, *items))  # one that uses threads may take its place
 
-    @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             shapes = {}
             for p in group["params"]:
                 if p.grad is not None:
                     shapes.setdefault(p.shape, []).append(p)
-            for same in shapes.values():
-                self._update(same, group)
+            largest_first = sorted(shapes.values(), key=lambda same: -sum(p.numel() for p in same))
+            self.map(lambda same: self._update(same, group), largest_first)
 
+    @torch.no_grad()
     def _update(self, params, group):
         for p in params:
             if not self.state[p]:

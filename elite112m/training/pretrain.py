@@ -25,6 +25,7 @@ from ..data.batches import Batches, prefetch
 from ..data.tokenizer import load_tokenizer
 from ..fp8.precision import pick_device
 from ..model.pretrained import load_model, read_best, read_safetensors, write_model
+from ..model.quantised import torch_threads
 from ..model.transformer import CausalLM
 from .checkpoint import steps_in
 from .guards import batch_of
@@ -128,6 +129,8 @@ def _checkpoint_bytes(optimizers) -> int:
 def _start(t, batch, steps, step_tokens, data_tokens):
     "Plan the run, measure how long a step takes, announce both, and save the beginning."
     plan = plan_for(t.cfg, steps, t.state.get("plan"), t.step, t.job.segment)
+    parts = batch(batch_of(t.step, t.skips))
+    t.decide([a if a is None else a[: t.micro] for a in parts])
     per_step = _trial(t, batch)
     t.start(plan)
     t.plan.replan(t.step, per_step)
@@ -161,7 +164,13 @@ def fit(
     Raises `KeyboardInterrupt`, after a checkpoint, if a signal arrived, and `Diverged` if the loss keeps jumping."""
     try:
         _start(t, batch, steps, step_tokens, data_tokens)
-        with stop_flag() as stop, follow(t.folder), progress(t.plan.last, t.what, "step", t.step) as bar:
+        alone = t.parallel and t.parallel.parts > 1  # the threads of the parts take the place of torch's
+        with (
+            torch_threads(1 if alone else None),
+            stop_flag() as stop,
+            follow(t.folder),
+            progress(t.plan.last, t.what, "step", t.step) as bar,
+        ):
             asked = partial(_stop_wanted, t, stop)
             while t.step < t.plan.last and not asked():
                 try:
@@ -239,7 +248,8 @@ def pretrain(job, device="auto", ranks=ALONE):
     torch.manual_seed(cfg.seed)
     t = Trainer(job, model or CausalLM(m), tok, device, ranks, per_byte(held.data.manifest))
     where = f"{ranks.world if ranks.together else ''}{device}"
-    echo(f"pretrain: {m.n_params:,} parameters, {t.precision}{t.fp8.told} on {where}")
+    chosen = "" if device.type == "cpu" and cfg.precision == "auto" else f", {t.precision}{t.fp8.told}"
+    echo(f"pretrain: {m.n_params:,} parameters{chosen} on {where}")
     loss = fit(t, data.__getitem__, held_out, cfg.steps, size * window, data.tokens)
     write_result(t)
     echo(

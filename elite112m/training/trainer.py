@@ -34,7 +34,8 @@ from elite112m.training.checkpoint import (
 )
 from .guards import Diverged, SpikeDetector, batch_of, block_bad_step, diagnose, skip
 from .metrics import LivePlot, Metrics, ThroughputMeter
-from .optimizer import make_optimizers, set_lr
+from .optimizer import Muon, make_optimizers, set_lr
+from .parallel import ParallelStep, choose
 from .ranks import ALONE, whole
 from .step import accumulate, maybe_compile, recompute, validate
 
@@ -75,11 +76,12 @@ class Trainer:
             recompute(model)
         maybe_compile(model, p.pretrain.compile and self.what == "pretrain", self.fp8)
         self.forward, self.opts = ranks.wrap(model, self.shard), make_optimizers(model, self.cfg)
+        self.parallel = None  # on a CPU, a `ParallelStep`: see `decide`
         self.micro = self.cfg.batch_size  # sequences a micro-batch; halved when memory runs out
         self.retries = 0  # returns to the same checkpoint
         self.ending = 0.0  # seconds of the last validation
         self.state = {}  # of the checkpoint that was loaded
-        self.gauges = ThroughputMeter(device, flops_per_token(model.config, self.context), self.precision, ranks.world)
+        self.gauges = self.new_gauges()
         self.plot = LivePlot(f"{self.what}, {p.name}")
         self.saver = None
         if ranks.first:  # only the first rank writes
@@ -109,6 +111,35 @@ def load(self: Trainer, path):
     self.pending = []  # the same, still on the device
     self.guard = SpikeDetector(*s.get("guard", []))
     self.metrics = Metrics(self.folder / "metrics.jsonl", self.step) if self.ranks.first else None
+
+
+@patch
+def new_gauges(self: Trainer):
+    "What measures speed, and compares it with the device's peak in the precision of the run."
+    flops = flops_per_token(self.model.config, self.context)
+    return ThroughputMeter(self.device, flops, self.precision, self.ranks.world)
+
+
+@patch
+def decide(self: Trainer, batch):
+    "On a CPU: choose the precision and the division into parts by a trial, or take those of the checkpoint."
+    p = self.job.preset.pretrain
+    simple = self.precision in ("fp32", "bf16") and not (self.ranks.together or (p.compile and self.what == "pretrain"))
+    if self.device.type != "cpu" or not simple:
+        return
+    if not self.state:
+        *way, why = choose(self.model, batch, p.precision, again=self.cfg.recompute)
+    else:
+        way, why = self.state.get("arithmetic", [self.precision, 1]), "as this run began"
+    self.precision, parts = way
+    self.parallel = ParallelStep(self.model, self.precision, parts, torch.get_num_threads(), self.cfg.recompute)
+    for opt in self.opts:
+        if isinstance(opt, Muon):
+            opt.map = self.parallel.map
+    self.gauges = self.new_gauges()
+    divided = f", each batch in {parts} parts on {self.parallel.threads} threads" if parts > 1 else ""
+    if why:
+        echo(f"{self.what}: computes in {self.precision}{divided} ({why})")
 
 
 @patch
@@ -158,6 +189,8 @@ def gradients(self: Trainer, batch, fp8=NO_FP8):
             tuple(a if a is None else a[i : i + self.micro] for a in batch) for i in range(0, len(batch[0]), self.micro)
         ]
         try:
+            if self.parallel:
+                return self.parallel.accumulate(parts)
             return accumulate(self.forward, parts, self.device, self.precision, fp8, self.ranks)
         except torch.OutOfMemoryError:
             if self.micro == 1 or self.ranks.together:
@@ -179,9 +212,11 @@ def evaluate(self: Trainer, held_out):
     self.model.eval()
     self.fp8.begin(self.step)
     mine = held_out if self.shard or not self.ranks.together else held_out[self.ranks.rank :: self.ranks.world]
-    loss = self.ranks.agree(
-        validate(self.model, mine, self.device, self.precision, self.fp8, ALONE if self.shard else self.ranks)
-    )
+    if self.parallel:
+        loss = self.parallel.validate(mine)
+    else:
+        among = ALONE if self.shard else self.ranks
+        loss = self.ranks.agree(validate(self.model, mine, self.device, self.precision, self.fp8, among))
     if self.shard:
         self.model.reshard()  # a forward pass without a backward one leaves the outer weights whole
     bits = {"val_bits_per_byte": loss / math.log(2) * self.tokens_per_byte} if self.tokens_per_byte else {}
@@ -213,6 +248,7 @@ def save(self: Trainer):
             "guard": self.guard.state,
             "settings": settings_of(self.job.preset, self.what),
         }
+        | ({"arithmetic": [self.precision, self.parallel.parts]} if self.parallel else {})
     )  # training goes on while it is written
     if self.ranks.first:
         self.metrics.sync()
