@@ -22,9 +22,12 @@ def orthogonalize(
     tall = g.shape[-2] > g.shape[-1]
     x = g.mT if tall else g
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    shape, x = x.shape, x.flatten(0, -3) if x.ndim > 3 else x.reshape(-1, *x.shape[-2:])  # a stack of matrices
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        inner = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
+        x = torch.baddbmm(x, inner, x, beta=a)  # a x + inner x
+    x = x.view(shape)
     return x.mT if tall else x
 
 # %% ../../nbs/06_training/00_optimizer.ipynb #5b1f7d20
