@@ -19,7 +19,7 @@ from fastcore.basics import patch
 MAX_EXPRESSION = 100  # characters
 MAX_NESTING = 20  # parentheses and signs within each other
 _NUMBER = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-_SYMBOL = re.compile(rf"\s*({_NUMBER}|//|[-+*/×÷()])")
+_SYMBOL = re.compile(rf"{_NUMBER}|//|[-+*/×÷()]")
 _SUMS = {"+": operator.add, "-": operator.sub}
 _PRODUCTS = {"*": operator.mul, "×": operator.mul, "/": operator.truediv, "÷": operator.truediv}
 _PRODUCTS |= {"//": operator.floordiv}
@@ -27,9 +27,10 @@ _PRODUCTS |= {"//": operator.floordiv}
 
 def _symbols(expression):
     "The symbols of an expression, last one first, with an empty one for its end. Raises `ValueError`."
-    if len(expression) > MAX_EXPRESSION or not re.fullmatch(rf"(?:{_SYMBOL.pattern})+\s*", expression):
-        raise ValueError("no expression")
-    return ["", *reversed(_SYMBOL.findall(expression))]
+    symbols = _SYMBOL.findall(expression[: MAX_EXPRESSION + 1])
+    if len(expression) > MAX_EXPRESSION or "".join(symbols) != "".join(expression.split()):
+        raise ValueError("no expression")  # it is too long, or something in it is no symbol
+    return ["", *reversed(symbols)]
 
 # %% ../../nbs/07_chat/16_calculator.ipynb #5ba8b7b3
 def _chain(symbols, operations, part, depth):
@@ -64,7 +65,6 @@ def _operand(symbols, depth):
     return value
 
 # %% ../../nbs/07_chat/16_calculator.ipynb #7bbc071a
-@lru_cache(1000)
 def sum_value(expression: str) -> Fraction | None:
     "The exact value of a sum such as `3 * (4 + 5)`; None for anything else."
     try:
@@ -81,6 +81,7 @@ def _decimals(value):
     return next(exact, 2 if abs(value) >= 1 else 4)
 
 
+@lru_cache(1000)
 def compute(expression: str) -> str | None:
     "The value of an expression as it is written in an annotation; None where there is none to be written."
     value = sum_value(expression)
@@ -172,9 +173,9 @@ class ComputedParts:
     "Finds what was computed in an answer that comes in parts."
 
     def __init__(self):
-        self.text = ""  # the parts so far
+        self.text = ""  # the end of the parts so far
 
     def __call__(self, part: str) -> list[tuple[int, int]]:  # (start, end) within the part
-        begin = len(self.text)
-        self.text += part
-        return [(max(a - begin, 0), b - begin) for a, b in computed_spans(self.text) if b > begin]
+        begin, text = len(self.text), self.text + part
+        self.text = text[-2 * MAX_EXPRESSION :]
+        return [(max(a - begin, 0), b - begin) for a, b in computed_spans(text) if b > begin]
