@@ -116,7 +116,8 @@ def _add_calculated(model, items, rows, options, sample):
     seeds = row_seeds(options.how(sample)["seed"], len(items))
     how = options.how(sample) | {"seed": [seeds[k] for k in again], "calculator": True}
     talks = [conversation(items[k])[:1] for k in again]
-    replies = model.replies(talks, options.max_new_tokens, options.batch_size, "with the calculator", **how)
+    ask = (talks, options.max_new_tokens, options.batch_size, "with the calculator")
+    replies = model.replies(*ask, **how) if again else []
     texts = {k: rows[k]["reply"] for k in math} | {k: r.text for k, r in zip(again, replies)}
     for k, right in zip(texts, judge([items[k] for k in texts], texts.values())):
         rows[k] |= {"reply_with_calculator": texts[k], "correct_with_calculator": right}
