@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fastcore.basics import patch
 
+from .calculator import Calculator
 from .generate import MAX_NEW_TOKENS, cut, generate, row_seeds
 from ..core.config import InputError, require
 from ..core.files import progress
@@ -128,14 +129,16 @@ class Reply:
 @patch
 def _batched(self: ChatModel, prompts, max_new_tokens, batch_size, what, stop, seed=None, stop_strings=(), **how):
     "A `Reply` for each prompt, in the order of the prompts."
+    calculator = Calculator(self.tok) if how.pop("calculator", False) else None
+    how |= {"stop_strings": stop_strings, "tok": self.tok, "calculator": calculator}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     seeds = row_seeds(seed, len(prompts))  # by prompt, so that neither order nor batch size changes an answer
     replies = [None] * len(prompts)
     bar = progress(len(prompts), what, "item")
     for at in range(0, len(order), batch_size):
         rows = order[at : at + batch_size]
-        how |= {"seed": [seeds[i] for i in rows], "stop_strings": stop_strings, "tok": self.tok}
-        answers = generate(self.model, [prompts[i] for i in rows], max_new_tokens, stop, **how)
+        own = [seeds[i] for i in rows]
+        answers = generate(self.model, [prompts[i] for i in rows], max_new_tokens, stop, seed=own, **how)
         for i, ids in zip(rows, answers):
             text, stopped = cut(self.tok.decode(ids), stop_strings)
             ended = stopped or (bool(ids) and ids[-1] in stop)
@@ -152,7 +155,7 @@ def replies(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = 64,
     what: str = "answers",  # the progress bar's title
-    **how,  # temperature, ..., seed, stop_strings: see `generate`
+    **how,  # temperature, ..., seed, stop_strings: see `generate`; calculator: True turns it on
 ) -> list[Reply]:
     "The answer to each conversation."
     prompts = [self.prompt(c) for c in conversations]

@@ -14,17 +14,21 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
+from .calculator import Calculator, computed_spans
 from ..core.config import InputError, did_you_mean, require
 from ..core.files import read_json, write_json
 from ..data.messages import check_messages
 
 # %% ../../nbs/07_chat/11_conversation.ipynb #st247824
+_SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
+
+
 @dataclass(frozen=True)
 class Setting:
     "A setting of answers: its name, type, default and range."
 
     name: str
-    kind: type  # int or float
+    kind: type  # int, float or bool
     default: object  # None: not set
     low: float
     high: float
@@ -34,6 +38,10 @@ class Setting:
         "`value`, a number or its text, as a legal value. Raises `InputError` for any other."
         if self.default is None and str(value).lower() in ("", "none", "off"):
             return None
+        if self.kind is bool:
+            found = _SWITCH.get(str(value).strip().lower())
+            require(found is not None, f"{self.name} is on or off, not {str(value)[:40]!r}")
+            return found
         try:
             number = self.kind(value.strip() if isinstance(value, str) else value)
         except (TypeError, ValueError, OverflowError):
@@ -53,6 +61,7 @@ _ALL_SETTINGS = (
     Setting("repetition_penalty", float, 1.0, 0.5, 2, "Above 1 makes what the reply already says less likely."),
     Setting("max_new_tokens", int, 128, 1, 1_000_000, "Length limit of an answer, tokens."),
     Setting("seed", int, None, 0, 2**63 - 1, "Makes drawing repeatable."),
+    Setting("calculator", bool, True, 0, 1, "Compute the value where the model writes <<3+4=."),
 )
 ANSWER_SETTINGS = {s.name: s for s in _ALL_SETTINGS}
 
@@ -107,6 +116,7 @@ class Answer:
     waited: float = 0.0  # seconds to the first token
     seconds: float = 0.0  # in all
     parts: tuple = ()  # (text, `Token` or None) as they came
+    computed: tuple = ()  # (start, end) of the characters that the calculator wrote
     forgotten: int = 0  # oldest exchanges that were not read, since they no longer fitted
 
 # %% ../../nbs/07_chat/11_conversation.ipynb #baf53874
@@ -189,6 +199,8 @@ def respond(
     from elite112m.chat.generate import generate
 
     how = changed_settings(settings or {})
+    calculating = how.pop("calculator", ANSWER_SETTINGS["calculator"].default)
+    how["calculator"] = Calculator(model.tok) if calculating else None
     parts = _AnswerParts(model.tok, ends, top, stop_strings, keep_space, on_part)
     start = time.perf_counter()
     generate(model.model, [prompt], stop=ends, on_token=parts.on_token, adjust=adjust, **how)
@@ -196,14 +208,16 @@ def respond(
     if parts.finish != "stop" and (rest := parts.stream.rest()):
         parts.add(rest)
     text = "".join(t for t, _ in parts.parts)
+    text = text if keep_space else text.strip()
     return Answer(
-        text=text if keep_space else text.strip(),
+        text=text,
         finish=parts.finish,
         prompt_tokens=len(prompt),
         tokens=parts.n_tokens,
         waited=(parts.first_token_at or now) - start,
         seconds=now - start,
         parts=tuple(parts.parts),
+        computed=tuple(computed_spans(text)) if calculating else (),
     )
 
 # %% ../../nbs/07_chat/11_conversation.ipynb #tkcec9d7

@@ -185,6 +185,7 @@ def generate(
     stop_strings=(),  # texts that end an answer; the ids returned may run past one: see `cut`
     tok=None,  # the `Tokenizer`, which stop strings need
     adjust=None,  # called with logits (B, V) and answers so far (B, n); gives the logits to choose by
+    calculator=None,  # a `Calculator`, which computes the values of annotations such as <<3+4=
 ) -> list[list[int]]:
     "Continue each prompt until a stop or the limit. Raises `InputError` for a prompt that fills the context."
     limit = _length_limit(prompts, model.config.context, max_new_tokens)
@@ -205,11 +206,11 @@ def generate(
 
     choice = (temperature, top_k, top_p, min_p, repetition_penalty, adjust)
     with torch_threads(getattr(model, "torch_threads", None)):
-        _decode(model, prompts, limit, generators, choice, add)
+        _decode(model, prompts, limit, generators, choice, calculator, add)
     return answers
 
 # %% ../../nbs/07_chat/00_generate.ipynb #960393fa
-def _decode(model, prompts, limit, generators, choice, add):
+def _decode(model, prompts, limit, generators, choice, calculator, add):
     "Prefill, then one step a token until every row has ended or has `limit` tokens."
     logits, cache = model.begin(prompts, max(map(len, prompts)) + limit)
     rows = list(range(len(prompts)))  # the prompts that are still in the batch
@@ -217,6 +218,8 @@ def _decode(model, prompts, limit, generators, choice, add):
     answered = torch.empty(len(rows), 0, dtype=torch.long, device=logits.device)
     while True:
         new = next_tokens(logits, answered, [generators[row] for row in rows], *choice)
+        if calculator:
+            new = calculator(new, answered)
         for k, (row, i) in enumerate(zip(rows, new.tolist())):
             if row not in ended and add(row, i, logits[k]):
                 ended.add(row)

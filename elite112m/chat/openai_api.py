@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MAX_STOP_CHARS', 'APIError', 'ContentPart', 'Message', 'StreamOptions', 'ResponseFormat', 'ChatRequest',
-           'CompletionRequest', 'read_request', 'prepare_chat', 'prepare_completion', 'chat_logprobs',
+           'CompletionRequest', 'read_request', 'calculating', 'prepare_chat', 'prepare_completion', 'chat_logprobs',
            'completion_logprobs', 'usage', 'ResponseBuilder']
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #ape71bba
 import difflib
 import time
 import uuid
+from collections import defaultdict
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -27,6 +28,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from .calculator import ComputedParts
 from .conversation import ANSWER_SETTINGS, Answer, respond, token_logprobs
 from ..core.config import require
 
@@ -175,12 +177,13 @@ _no_form = Annotated[object, _only_empty("this server cannot force the form of a
 _form_fields = {name: (_no_form, None) for name in _FORMS}
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #ap861cbb
-_setting_fields = {
-    s.name: (_Int if s.kind is int else _Float, Field(None, ge=-1 if s.kind is int else 0, description=s.help))
-    for s in ANSWER_SETTINGS.values()
-    if s.name not in ("max_new_tokens", "seed")
-}
-_setting_fields["seed"] = (_Int, Field(None, description=ANSWER_SETTINGS["seed"].help))
+def _setting_field(s):
+    "The type of a setting's field, and the field itself."
+    least = {} if s.kind is bool or s.name == "seed" else {"ge": -1 if s.kind is int else 0}
+    return {int: _Int, float: _Float, bool: bool}[s.kind], Field(None, description=s.help, **least)
+
+
+_setting_fields = {s.name: _setting_field(s) for s in ANSWER_SETTINGS.values() if s.name != "max_new_tokens"}
 
 
 _RequestWithSettings = create_model("_RequestWithSettings", __base__=_CommonRequest, **_setting_fields, **_form_fields)
@@ -285,6 +288,12 @@ def _length_limit(r, usual, context):
     return context if asked == -1 else min(asked, context)
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #09f75e1a
+def calculating(r, defaults: dict) -> bool:
+    "Whether the calculator is on for a request."
+    usual = defaults.get("calculator", ANSWER_SETTINGS["calculator"].default)
+    return usual if r.calculator is None else r.calculator
+
+
 def _request_settings(r, defaults: dict, context: int) -> dict:
     "The settings of a request, or the server's where the request does not say."
     usual = defaults.get("max_new_tokens", ANSWER_SETTINGS["max_new_tokens"].default)
@@ -403,8 +412,10 @@ def _with_echo(work, model, r, prompts):
 
 
 def _prefixed(a: Answer, text, parts) -> Answer:
-    later = [(t, token and replace(token, offset=token.offset + len(text))) for t, token in a.parts]
-    return replace(a, text=text + a.text, parts=(*parts, *later))
+    n = len(text)
+    later = [(t, token and replace(token, offset=token.offset + n)) for t, token in a.parts]
+    computed = tuple((n + start, n + end) for start, end in a.computed)
+    return replace(a, text=text + a.text, parts=(*parts, *later), computed=computed)
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #ape2f2a5
 def prepare_completion(r: CompletionRequest, model, defaults: dict):
@@ -449,15 +460,16 @@ def usage(answers, n: int = 1) -> dict:  # answers; how many of them each prompt
 class ResponseBuilder:
     "Writes the answers to one request."
 
-    def __init__(self, r, name: str):  # a request; the model's name
+    def __init__(self, r, name: str, marks=False):  # a request; the model's name; whether what was computed is marked
         self.request = r
         self.is_chat = isinstance(r, ChatRequest)
+        self.computed = defaultdict(ComputedParts if marks else lambda: lambda text: [])  # by index of the answer
         prefix = "chatcmpl-" if self.is_chat else "cmpl-"
         self.head = {"id": prefix + uuid.uuid4().hex, "created": int(time.time()), "model": name}
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #a453ac36
 @patch
-def _choice(self: ResponseBuilder, index, parts, done: Answer = None) -> dict:
+def _choice(self: ResponseBuilder, index, parts, computed, done: Answer = None) -> dict:
     "The fields of a choice besides its text; `done` is the finished answer."
     logprobs = None
     # 0 alternatives of the older interface are a request for log-probabilities, False of the newer is none.
@@ -467,7 +479,8 @@ def _choice(self: ResponseBuilder, index, parts, done: Answer = None) -> dict:
     reason = None
     if done:
         reason = "stop" if done.finish == "stop" else "length"
-    return {"index": index, "finish_reason": reason, "logprobs": logprobs}
+    marks = {"computed": [list(span) for span in computed]} if computed else {}
+    return {"index": index, "finish_reason": reason, "logprobs": logprobs} | marks
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #ac75a51d
 @patch
@@ -485,7 +498,7 @@ def whole(self: ResponseBuilder, answers) -> dict:
     choices = []
     for index, a in enumerate(answers):
         message = {"message": {"role": "assistant", "content": a.text, "refusal": None}}
-        choices.append(self._choice(index, a.parts, a) | (message if self.is_chat else {"text": a.text}))
+        choices.append(self._choice(index, a.parts, a.computed, a) | (message if self.is_chat else {"text": a.text}))
     kind = "chat.completion" if self.is_chat else "text_completion"
     found = {"object": kind, "usage": usage(answers, self.request.n), "choices": choices}
     return self.head | found | self._additions(answers)
@@ -503,8 +516,8 @@ def chunk(self: ResponseBuilder, text="", token=None, index=0, role=False, done:
     else:
         kind = "text_completion"
         piece = {"text": text}
-    parts = [(text, token)] if token else None
-    found = {"object": kind, "choices": [self._choice(index, parts, done) | piece]}
+    parts, computed = [(text, token)] if token else None, self.computed[index](text)
+    found = {"object": kind, "choices": [self._choice(index, parts, computed, done) | piece]}
     return self.head | found | (self._additions([done]) if done else {})
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #2dbcd482

@@ -30,6 +30,7 @@ from elite112m.chat.openai_api import (
     ChatRequest,
     CompletionRequest,
     ResponseBuilder,
+    calculating,
     prepare_chat,
     prepare_completion,
     read_request,
@@ -230,7 +231,8 @@ class CompletionHandler(JSONHandler):
         try:
             work = self.prepare_work(r, self.queue.model, self.queue.defaults)
             async with self.queue.turn(self.disconnected):
-                await self._answer(r, ResponseBuilder(r, self.queue.name), work)
+                marks = calculating(r, self.queue.defaults)
+                await self._answer(r, ResponseBuilder(r, self.queue.name, marks), work)
         except InputError as e:
             code = "context_length_exceeded" if "context" in str(e) else None
             raise APIError(400, str(e)[:300], code=code) from None

@@ -15,6 +15,7 @@ from functools import partial
 
 from fastcore.basics import patch
 
+from .calculator import computed_pieces, computed_spans
 from .conversation import ANSWER_SETTINGS, Chat
 from ..core.config import InputError
 from ..core.files import COMMAND
@@ -26,23 +27,33 @@ def _token_title(token) -> str:
     return "\n".join(f"{math.exp(logprob):6.1%}  {text!r}" for text, logprob in choices)
 
 
-def _span(text, tokens) -> str:
-    "A coloured span of one or several tokens."
-    p = math.exp(min(t.logprob for t in tokens))
-    title = html.escape("\n\n".join(map(_token_title, tokens))).replace("\n", "&#10;")
-    style = f"background:hsl({120 * p:.0f},75%,82%);color:#000"
-    return f'<span title="{title}" style="{style}">{html.escape(text)}</span>'
+_COMPUTED = "border-bottom:2px dotted"  # style of what the calculator wrote
+
+
+def _span(text, tokens=(), computed=False) -> str:
+    "A span of one or several tokens, coloured, or of computed text."
+    titles, styles = ["computed"] * computed, [_COMPUTED] * computed
+    if tokens:
+        p = math.exp(min(t.logprob for t in tokens))
+        titles += map(_token_title, tokens)
+        styles.append(f"background:hsl({120 * p:.0f},75%,82%);color:#000")
+    title = html.escape("\n\n".join(titles)).replace("\n", "&#10;")
+    return f'<span title="{title}" style="{";".join(styles)}">{html.escape(text)}</span>'
 
 # %% ../../nbs/07_chat/13_widgets.ipynb #d18c0db4
-def token_spans(parts) -> str:  # (text, `Token`) as in an `Answer`
+def token_spans(
+    parts,  # (text, `Token`) as in an `Answer`
+    computed=(),  # (start, end) of what the calculator wrote in the parts' text
+) -> str:
     "HTML with one span a token: colour by probability, alternatives in its title."
-    spans, waiting = [], []  # tokens that have no text yet
+    spans, waiting, at = [], [], 0  # tokens that have no text yet
     for text, token in parts:
         waiting += [token] if token else []
         if not text:
             continue
-        spans.append(_span(text, waiting) if waiting else html.escape(text))
-        waiting = []
+        marked = any(a < at + len(text) and at < b for a, b in computed)
+        spans.append(_span(text, waiting, marked) if waiting or marked else html.escape(text))
+        waiting, at = [], at + len(text)
     return "".join(spans)
 
 # %% ../../nbs/07_chat/13_widgets.ipynb #wd304e7a
@@ -69,11 +80,12 @@ def _row(who, inside, small=""):
 
 
 @patch
-def _answer(self: Panel, parts, text=""):
+def _answer(self: Panel, parts, text, computed):
     "An answer as HTML, with coloured tokens if they are asked for and known."
     if self.probabilities and any(token for _, token in parts):
-        return token_spans(parts)
-    return html.escape(text or "".join(t for t, _ in parts))
+        return token_spans(parts, computed)
+    pieces = computed_pieces(text, computed)
+    return "".join(_span(piece, computed=True) if mark else html.escape(piece) for piece, mark in pieces)
 
 # %% ../../nbs/07_chat/13_widgets.ipynb #8d418b8a
 @patch
@@ -82,11 +94,13 @@ def _rows(self: Panel):
     for e in self.chat.exchanges:
         yield _row("User", html.escape(e.user))
         figures = str(e.answer) if e.answer.tokens else ""
-        yield _row("Assistant", self._answer(e.answer.parts, e.answer.text), figures)
+        yield _row("Assistant", self._answer(e.answer.parts, e.answer.text, e.answer.computed), figures)
     if self.pending:
         question, parts = self.pending
+        text = "".join(t for t, _ in parts)
+        computed = computed_spans(text) if self.chat.settings["calculator"] else ()
         yield _row("User", html.escape(question))
-        yield _row("Assistant", self._answer(parts) + "…")
+        yield _row("Assistant", self._answer(parts, text, computed) + "…")
 
 # %% ../../nbs/07_chat/13_widgets.ipynb #ae8885c4
 @patch
@@ -140,8 +154,10 @@ def _control(setting, value, context):
         "tooltip": setting.help,
         "style": {"description_width": "9em"},
         "layout": w.Layout(width="24em"),
-        "continuous_update": False,
     }
+    if setting.kind is bool:
+        return w.Checkbox(value, **look)
+    look["continuous_update"] = False
     if setting.default is None:
         return w.Text("" if value is None else str(value), placeholder="any", **look)
     high = {"max_new_tokens": context, "top_k": 200}.get(setting.name, setting.high)

@@ -171,6 +171,7 @@ class SFTConfig(TrainConfig):
     warmup_steps: int = 10  # fewer, as the run is shorter
     decay_fraction: float = 0.9  # the rate falls during nearly all of the run
     weight_decay: float = 0.0  # no weight decay
+    mask_computed: bool = False  # whether the loss leaves out what a calculator writes, the 7 in <<3+4=7>>
 
 # %% ../../nbs/01_core/00_config.ipynb #8939525b
 @dataclass(frozen=True)

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['CHECKERS', 'CODE_KINDS', 'PLAIN_NUMBER', 'checker', 'rambles', 'check', 'check_exact', 'check_regex', 'check_text',
            'check_number', 'check_list', 'check_sequence', 'check_lines', 'syllables', 'verse_syllables', 'check_haiku',
-           'check_name', 'check_keywords', 'sum_value', 'is_true_sum', 'well_formed_math', 'code_blocks', 'code_of',
-           'check_stdout', 'check_function']
+           'check_name', 'check_keywords', 'is_true_sum', 'calculations', 'annotations_true', 'well_formed_math',
+           'code_blocks', 'code_of', 'check_stdout', 'check_function']
 
 # %% ../../nbs/08_evaluation/12_checks.ipynb #2d74ecfa
 import ast
 import inspect
 import json
 import math
-import operator
 import re
 import secrets
 from collections import Counter
@@ -21,6 +20,7 @@ from contextlib import suppress
 from fractions import Fraction
 from functools import cache, lru_cache
 
+from ..chat.calculator import sum_value
 from ..core.config import InputError, require
 from elite112m.evaluation.claims import (
     BARE,
@@ -361,63 +361,54 @@ def check_keywords(reply, prompt, groups, max_sentences=None):
     mere_list = words_named > 0.7 * len(text.split())
     return all(named) and not mere_list
 
-# %% ../../nbs/08_evaluation/12_checks.ipynb #40ff9e90
-_OPS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-}
-
-
-def _value(node):
-    match node:
-        case ast.Constant(number):
-            return Fraction(str(number))
-        case ast.UnaryOp(ast.USub(), of):
-            return -_value(of)
-        case ast.UnaryOp(ast.UAdd(), of):
-            return _value(of)
-        case ast.BinOp(left, op, right) if type(op) in _OPS:
-            return _OPS[type(op)](_value(left), _value(right))
-    raise ValueError("not a sum")
-
-# %% ../../nbs/08_evaluation/12_checks.ipynb #984951d9
-def sum_value(expression: str) -> Fraction:
-    "The exact value of a sum such as `3 * (4 + 5)`. Raises `ValueError` for anything else."
-    if not re.fullmatch(r"[0-9+\-*/(). ]{1,200}", expression):
-        raise ValueError("not a sum")
-    try:
-        return _value(ast.parse(expression.strip(), mode="eval").body)
-    except (SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
-        raise ValueError("not a sum") from None
-
 # %% ../../nbs/08_evaluation/12_checks.ipynb #4460c556
 PLAIN_NUMBER = rf"(-?{DIGITS})"
-_NOTE = re.compile(rf"<<([^<>=]*)=\s*{PLAIN_NUMBER}\s*>>{PLAIN_NUMBER}(?![.,]?\d)")
 
 
 def is_true_sum(expression: str, value: str) -> bool:
     "Whether the expression has this value, exactly or rounded to two decimals or more."
-    try:
-        exact, said, decimals = sum_value(expression), value_of(value), len(value.partition(".")[2])
-    except ValueError:
-        return False
-    return exact == said or (decimals > 1 and round(exact, decimals) == said)
+    exact, said, decimals = sum_value(expression), value_of(value), len(value.partition(".")[2])
+    return exact == said or (exact is not None and decimals > 1 and round(exact, decimals) == said)
+
+# %% ../../nbs/08_evaluation/12_checks.ipynb #ef37e3a3
+def calculations(text: str) -> list:  # a worked solution in GSM8K's notation
+    "For each `<<` whether the sum that follows is true; None where no well-formed `<<expression=value>>` does."
+
+    def verdict(part):
+        note = re.match(rf"([^<>=]*)=\s*{PLAIN_NUMBER}\s*>>", part)
+        return is_true_sum(note[1], note[2]) if note and sum_value(note[1]) is not None else None
+
+    return [verdict(part) for part in text.split("<<")[1:]]
+
+
+def annotations_true(reply: str) -> bool:
+    "Whether there is an annotation, and all of them are closed, well formed and true."
+    found = calculations(reply)
+    return bool(found) and all(found)
 
 # %% ../../nbs/08_evaluation/12_checks.ipynb #a434c593
+_NOTE = re.compile(rf"<<([^<>=]*)=\s*{PLAIN_NUMBER}\s*>>{PLAIN_NUMBER}(?![.,]?\d)")
+
+
+def _final_number(reply):
+    "The number after `####`; without one, the last number of the last line. None if there is none."
+    _, hashes, final = reply.partition("####")
+    if hashes:
+        found = re.fullmatch(rf"\s*{PLAIN_NUMBER}\.?\s*", final)
+        return found and found[1]
+    numbers = re.findall(PLAIN_NUMBER, reply.strip().rpartition("\n")[2])
+    return numbers[-1] if numbers else None
+
+
 def well_formed_math(reply: str) -> bool:  # a worked solution in GSM8K's notation
-    "Whether every `<<expression=value>>` (at least one) is closed, true and repeated, and the last one is `#### n`."
+    "Whether every `<<expression=value>>` (at least one) is closed and repeated, and the last line ends with the last."
     notes = _NOTE.findall(reply)
     if not notes or not len(notes) == reply.count("<<") == reply.count(">>"):
         return False
-    for expression, value, repeated in notes:
-        if not is_true_sum(expression, value) or value_of(value) != value_of(repeated):
-            return False
-    _, hashes, final = reply.strip().partition("####")
-    final = re.fullmatch(rf"\s*{PLAIN_NUMBER}\.?", final)
-    return not hashes or (bool(final) and value_of(final[1]) == value_of(notes[-1][1]))
+    if any(sum_value(e) is None or value_of(value) != value_of(again) for e, value, again in notes):
+        return False
+    final = _final_number(reply)
+    return final is not None and value_of(final) == value_of(notes[-1][1])
 
 # %% ../../nbs/08_evaluation/12_checks.ipynb #fa75f7dc
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.S | re.M)

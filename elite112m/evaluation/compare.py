@@ -8,6 +8,7 @@ __all__ = ['mcnemar', 'paired_difference', 'read_answers', 'compared', 'compare_
 # %% ../../nbs/08_evaluation/14_compare.ipynb #1dcd1cbf
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..core.files import text_table
 from ..core.runs import Run
 from ..curriculum.lessons import CATEGORIES
 from .checks import well_formed_math
-from .suite import ROWS, percent, rate
+from .suite import LINES, ROWS, percent, rate
 
 # %% ../../nbs/08_evaluation/14_compare.ipynb #ce4042a5
 def mcnemar(broken: int, fixed: int) -> float:  # items that changed each way
@@ -53,6 +54,7 @@ def paired_difference(a, b, samples: int = 1) -> dict:  # verdicts of the same i
 
 # %% ../../nbs/08_evaluation/14_compare.ipynb #b3682813
 _FIELDS = ("reply", "reference", "correct", "ended")
+_LATER_FIELDS = ("correct_with_calculator",)  # which results of older versions lack
 
 
 def _results_folder(path):
@@ -70,7 +72,7 @@ def read_answers(path) -> tuple:  # results, {(category, prompt): its rows}
         lines = (folder / "generations.jsonl").read_text(encoding="utf-8").splitlines()
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         for row in map(json.loads, lines):
-            kept = {k: row[k] for k in _FIELDS}
+            kept = {k: row[k] for k in _FIELDS} | {k: row[k] for k in _LATER_FIELDS if k in row}
             answers.setdefault((row["category"], row["prompt"]), []).append(kept)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder} holds damaged results: evaluate again") from None
@@ -105,6 +107,15 @@ class _Pair:
     def of_row(self, name, categories):
         keys = [k for k in self.keys if k[0] in categories]
         return self.difference(keys, _is_formed if name == "Math format" else _is_right)
+
+    def of_lines(self):
+        "The lines below the six rows; without those that one of the results is too old for."
+        found = {}
+        for name, (categories, judged) in LINES.items():
+            with suppress(KeyError):
+                keys = [k for k in self.keys if k[0] in categories]
+                found[name] = self.difference(keys, judged)
+        return found
 
     def of_categories(self):
         keys = {c: [k for k in self.keys if k[0] == c] for c in CATEGORIES}
@@ -154,6 +165,7 @@ def compared(
         "options": [results_a.get("options"), results_b.get("options")],
         "all": pair.difference(pair.keys),
         "rows": {name: pair.of_row(name, categories) for name, categories in ROWS.items()},
+        "lines": pair.of_lines(),
         "categories": pair.of_categories(),
         **pair.lists(),
     }
@@ -201,7 +213,7 @@ def compare_text(found: dict, limit: int | None = 5) -> str:  # limit: items of 
     parts, (options_a, options_b) = [_heading(found)], found["options"]
     if options_a != options_b:
         parts.append(f"they were asked differently: {options_a} and {options_b}")
-    rows = [_line(r, d) for r, d in found["rows"].items() if d["a"]["total"]]
+    rows = [_line(r, d) for r, d in (found["rows"] | found["lines"]).items() if d["a"]["total"]]
     parts.append(text_table([_line("all items", found["all"]), *rows]))
     changed = {c: d for c, d in found["categories"].items() if d["fixed"] or d["broken"]}
     if changed:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..chat.chat_model import ChatModel
+from ..chat.generate import row_seeds
 from ..core.config import EvaluateConfig, InputError, did_you_mean, require
 from elite112m.core.files import (
     EVALUATION_FILES,
@@ -42,7 +43,17 @@ from .contamination import contamination
 from .gsm8k import check_gsm8k, gsm8k
 from .humaneval import check_humaneval, humaneval
 from .lm_eval import check_lm_eval, lm_eval
-from .suite import best_constant, judge, picture, rows_table, score_suite, suite
+from elite112m.evaluation.suite import (
+    ROWS,
+    best_constant,
+    item_verdicts,
+    judge,
+    picture,
+    rows_table,
+    score_lines,
+    score_suite,
+    suite,
+)
 from .tasks import write_rows
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #c2f1427d
@@ -97,23 +108,32 @@ def _answers(model, items, options, sample):
         for i, r, v in zip(items, replies, verdicts)
     ]
 
-# %% ../../nbs/08_evaluation/00_evaluate.ipynb #24e55897
-def _item_verdicts(verdicts, samples):
-    "For each item its verdict; of several samples the share of right replies."
-    if samples == 1:
-        return verdicts
-    n = len(verdicts) // samples
-    return [sum(verdicts[k::n]) / samples for k in range(n)]
+# %% ../../nbs/08_evaluation/00_evaluate.ipynb #29c4c507
+def _add_calculated(model, items, rows, options, sample):
+    "Add `reply_with_calculator` and `correct_with_calculator` to the rows of mathematical items."
+    math = [k for k, i in enumerate(items) if i.category in ROWS["Math accuracy"]]
+    again = [k for k in math if "<<" in rows[k]["reply"]]
+    seeds = row_seeds(options.how(sample)["seed"], len(items))
+    how = options.how(sample) | {"seed": [seeds[k] for k in again], "calculator": True}
+    talks = [conversation(items[k])[:1] for k in again]
+    ask = (talks, options.max_new_tokens, options.batch_size, "with the calculator")
+    replies = model.replies(*ask, **how) if again else []
+    texts = {k: rows[k]["reply"] for k in math} | {k: r.text for k, r in zip(again, replies)}
+    for k, right in zip(texts, judge([items[k] for k in texts], texts.values())):
+        rows[k] |= {"reply_with_calculator": texts[k], "correct_with_calculator": right}
+    return rows
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #18cce2d6
 @task("suite")
 def suite_task(model, folder, options) -> dict:
     "Answer the suite; writes generations.jsonl and suite.png."
     items, n = suite(options.items), options.samples
-    rows = [row for s in range(n) for row in _answers(model, items, options, s)]
-    right = _item_verdicts([r["correct"] for r in rows], n)
-    formed = _item_verdicts([well_formed_math(r["reply"]) for r in rows], n)
+    samples = ((s, _answers(model, items, options, s)) for s in range(n))
+    rows = [row for s, found in samples for row in _add_calculated(model, items, found, options, s)]
+    right = item_verdicts([r["correct"] for r in rows], n)
+    formed = item_verdicts([well_formed_math(r["reply"]) for r in rows], n)
     results = score_suite(items, right, formed, n) | {
+        "lines": score_lines(rows, n),
         "constant": best_constant(items),
         "items": len(items),
         "ended": sum(r["ended"] for r in rows) / len(rows),
@@ -189,7 +209,7 @@ def _with_task(results, name, model, folder, options):
     start = time.time()
     found, more = TASKS[name](model, Path(folder), options), {}
     if name == "suite":
-        more = {k: found.pop(k) for k in ("rows", "categories", "constant")}
+        more = {k: found.pop(k) for k in ("rows", "categories", "lines", "constant")}
         more |= {k: found[k] for k in ("items", "ended")}
     tasks = results["tasks"] | {name: found | {"seconds": round(time.time() - start, 1)}}
     return results | more | {"tasks": tasks}

@@ -36,6 +36,9 @@ from elite112m.workbook.cli_tools import (
 # %% ../../nbs/10_workbook/11_cli_models.ipynb #d89c5c6c
 def _answer_option(setting):
     "The option of one answer setting."
+    if setting.kind is bool:
+        switch = f"--{setting.name}/--no-{setting.name}"
+        return click.option(switch, default=setting.default, show_default=True, help=setting.help)
     bounds = click.IntRange if setting.kind is int else FiniteRange
     return click.option(
         "--" + setting.name.replace("_", "-"),
@@ -77,11 +80,12 @@ def model_options(command):
 def chat_command(model, text, system, device, format, **settings):
     "Talk to a model."
     from elite112m.chat.conversation import Chat
-    from elite112m.chat.terminal import plain, talk
+    from elite112m.chat.terminal import talk, underlined
 
     bot = Chat.open(model, device, format, system=system, **settings)
     if text is not None:
-        click.echo(plain(bot.say(text).text))
+        answer = bot.say(text)
+        click.echo(underlined(answer.text, answer.computed))
     else:
         talk(bot)
 

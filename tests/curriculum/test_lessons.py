@@ -8,10 +8,11 @@ from itertools import islice
 import pyarrow.parquet as pq
 import pytest
 
+from elite112m.chat.calculator import compute
 from elite112m.curriculum import arithmetic, instructions, lessons
 from elite112m.curriculum.lessons import CATEGORIES, SPLITS, _step_key, split_of
 from elite112m.curriculum.mixture import mixture, write_alpaca, write_gsm8k
-from elite112m.evaluation.checks import check, well_formed_math
+from elite112m.evaluation.checks import annotations_true, check, well_formed_math
 from elite112m.evaluation.suite import suite
 
 ROWS = 60_000
@@ -72,8 +73,14 @@ def test_no_step_of_the_test_in_the_export(exported):
 def test_every_step_is_true(exported):
     worked = [a for rows in exported for _, a in rows if "<<" in a and "#### " in a]
     assert len(worked) > 20_000
-    assert [a for a in worked if not well_formed_math(a)] == []
+    assert [a for a in worked if not (well_formed_math(a) and annotations_true(a))] == []
     assert not well_formed_math(worked[0].replace("#### ", "#### 1"))
+
+
+def test_the_calculator_writes_what_the_lessons_teach(exported):
+    "Each value in an annotation, digit for digit: what a model learns is what it is given when it generates."
+    notes = {n for rows in exported for _, a in rows for n in re.findall(r"<<([^<>=]+)=([^<>]+)>>", a)}
+    assert len(notes) > 10_000 and {n for n in notes if compute(n[0]) != n[1]} == set()
 
 
 def test_every_reply_passes_its_check():

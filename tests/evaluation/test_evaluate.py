@@ -1,12 +1,18 @@
 "Evaluations of a small model: sampled, interrupted, refused; the command line within this process."
 
 import json
+import re
 
 import pytest
 from conftest import here
 from replies import make_models
 
+from elite112m.chat.chat_model import Reply
+from elite112m.chat.generate import row_seeds
 from elite112m.core.config import InputError
+from elite112m.evaluation.compare import compare_text, compared
+from elite112m.evaluation.evaluate import Options, evaluation_summary, results_of
+from elite112m.evaluation.suite import suite
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,61 @@ def test_unfinished_training_is_judged_by_its_newest_checkpoint(model, tmp_path)
     assert [f["mrr"] for f in found] == [found[2]["mrr"]] * 3 and "step-00000005" in json.loads(
         (tmp_path / "0/results.json").read_text()
     )["model"]
+
+
+class Talker:
+    "Stands for a `ChatModel` that sets every problem up rightly and then says that everything is 1."
+
+    name = "talker"
+
+    def __init__(self, items):
+        self.items, self.calls = {i.prompt: i for i in items}, []
+
+    def replies(self, talks, max_new_tokens, batch_size, what, calculator=False, **how):
+        self.calls.append((len(talks), calculator, how))
+        return [Reply(self.said(self.items[talk[0]["content"]], calculator), (), True) for talk in talks]
+
+    def said(self, item, calculator):
+        if "<<" not in item.reply or item.category == "Math: Multiplication":
+            return "I do not know."
+        if calculator:
+            return item.reply
+        return re.sub(r"#### .*", "#### 1", re.sub(r"=[0-9]+>>[0-9]+", "=1>>1", item.reply))
+
+
+def test_form_truth_accuracy_and_the_calculator_are_judged_apart(tmp_path):
+    "In four of five categories the form is right and nothing else; with the calculator all of these are right."
+    talker = Talker(suite(3))
+    results = results_of(talker, tmp_path, ["suite"], Options(items=3, temperature=1.0, seed=4))
+    found = {name: (r["correct"], r["total"]) for name, r in (results["rows"] | results["lines"]).items()}
+    assert found["Math format"] == found["Math accuracy with the calculator"] == (12, 15), found
+    assert found["Math accuracy"][0] <= 1 and found["Annotations true"][0] <= 1, "unless something is 1"
+    (asked, off, how), (again, on, seeded) = talker.calls
+    assert (asked, off, again, on) == (105, False, 12, True), "what opened no annotation is not asked again"
+    mathematical = [k for k, i in enumerate(suite(3)) if "<<" in talker.said(i, False)]
+    assert seeded["seed"] == [row_seeds(how["seed"], 105)[k] for k in mathematical], "each with the seed it had"
+    shown = [line.split("  ")[0] for line in evaluation_summary(results).splitlines()]
+    assert shown[-2:] == ["Annotations true", "Math accuracy with the calculator"]
+
+
+def test_results_from_before_the_lines_are_still_compared_and_shown(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        talker = Talker(suite(1))
+        results = results_of(talker, tmp_path / name, ["suite"], Options(items=1))
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    both = compared(tmp_path / "new", tmp_path / "new")
+    assert both["lines"]["Math accuracy with the calculator"]["a"]["correct"] == 4
+    assert "Math accuracy with the calculator  80% (4/5)" in compare_text(both)
+
+    rows = [json.loads(line) for line in (tmp_path / "old/generations.jsonl").read_text().splitlines()]
+    old = [json.dumps({k: v for k, v in r.items() if "calculator" not in k}) for r in rows]
+    (tmp_path / "old/generations.jsonl").write_text("\n".join(old))
+    results.pop("lines")
+    (tmp_path / "old/results.json").write_text(json.dumps(results))
+    mixed = compared(tmp_path / "old", tmp_path / "new")
+    assert set(mixed["lines"]) == {"Annotations true"} and "calculator" not in compare_text(mixed)
+    assert "Math accuracy" in evaluation_summary(results)
 
 
 def unforeseen(model, folder, options):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 
 import pytest
@@ -350,6 +351,27 @@ def test_sft_is_extended_by_steps(tuned, tmp_path, capsys):
 
 
 # ---- packing -------------------------------------------------------------------------------------
+
+
+def test_the_loss_can_leave_out_what_a_calculator_writes():
+    "Those tokens and no others; in a third party's form of conversations too."
+    import numpy as np
+
+    from elite112m.core.config import SFTConfig
+    from elite112m.data.tokenizer import load_tokenizer
+    from elite112m.training.sft import _windows
+
+    for template in (None, CHATML):
+        tok = load_tokenizer("smollm2")
+        tok.template = template
+        (x, y, _), (_, masked, _) = (
+            _windows(tok, SFTConfig(mask_computed=mask), "train", 300, 512) for mask in (False, True)
+        )
+        flat, changed = y[y != -100], masked != y
+        assert (masked[changed] == -100).all() and 0 < changed.sum() < 0.2 * len(flat)
+        said, notes = tok.decode(flat), r"<<[^<>=]+=([0-9]+)>>"
+        assert tok.decode(y[changed]) == "".join(re.findall(notes, said)), "the values, and nothing else"
+        assert np.array_equal(x, _windows(tok, SFTConfig(mask_computed=True), "train", 300, 512)[0])
 
 
 def test_packed_is_as_one_by_one():

@@ -53,7 +53,8 @@ def test_results_have_the_agreed_form(finished):
         "Instructions",
         "Pattern recognition",
     ]
-    for r in [*results["rows"].values(), *results["categories"].values()]:
+    assert {"Annotations true", "Math accuracy with the calculator"} <= set(results["lines"])
+    for r in [r for kind in ("rows", "categories", "lines") for r in results[kind].values()]:
         assert set(r) == {"correct", "total", "rate", "lo", "hi"} and 0 <= r["lo"] <= r["rate"] <= r["hi"] <= 1
     assert results["contamination"]["whole"] == [] and results["contamination"]["tokens"]["conversations"] > 0
 
