@@ -4,6 +4,12 @@
 gives the same names in a notebook. Everything else is imported by its full path, such as `elite112m.model.loss`.
 """
 
+import os
+
+# OpenMP's threads wait passively, unless the user says otherwise: actively waiting ones starve when another program
+# takes a core away. It counts where torch is imported after this package.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 __version__ = "0.1.0"
 
 NAMES = {  # what a notebook user wants most, and where it is

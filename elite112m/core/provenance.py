@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'LITTER', 'Source', 'parse_source', 'absolute', 'walk', 'fingerprint', 'model_fingerprint', 'versions',
-           'usable_cores', 'machine']
+           'usable_cores', 'machine', 'free_cores', 'use_threads']
 
 # %% ../../nbs/01_core/13_provenance.ipynb #478ba8af
 import hashlib
 import os
 import platform
+import sys
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -185,3 +187,24 @@ def machine() -> str:
         with open("/proc/cpuinfo") as f:
             cpu = next((s.split(":")[1].strip() for s in f if s.startswith("model name")), cpu)
     return f"{cpu}, {usable_cores()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}"
+
+# %% ../../nbs/01_core/13_provenance.ipynb #a3a1ddc9
+def free_cores(
+    seconds: float = 0.1,  # how long to look
+) -> int:
+    "How many of the usable processor cores other programs leave free now; at least 1."
+    own, before, began = psutil.Process(), psutil.cpu_times(), time.perf_counter()
+    mine = sum(own.cpu_times()[:2])
+    time.sleep(seconds)
+    after, took = psutil.cpu_times(), time.perf_counter() - began
+    mine = sum(own.cpu_times()[:2]) - mine
+    idle = sum(getattr(after, k, 0) - getattr(before, k, 0) for k in ("idle", "iowait"))
+    busy = (psutil.cpu_count() * took - idle - mine) / took  # cores that others use
+    return max(1, usable_cores() - round(max(busy, 0)))
+
+
+def use_threads(n: int):
+    "Compute on `n` threads, in this process and in those that it starts."
+    os.environ["OMP_NUM_THREADS"] = str(n)  # read when torch is loaded
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(n)
