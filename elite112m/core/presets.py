@@ -24,17 +24,7 @@ from elite112m.core.config import (
     did_you_mean,
     require,
 )
-
-# %% ../../nbs/01_core/10_presets.ipynb #234f1913
-_SMOLLM2 = TokenizerConfig(name="smollm2")
-
-
-def _web(sample):
-    return (
-        f"hf:HuggingFaceFW/fineweb-edu:name={sample}:weight=80",
-        "hf:codeparrot/codeparrot-clean:column=content:weight=12",
-        "hf:HuggingFaceTB/finemath:name=finemath-4plus:weight=8",
-    )
+from .sizes import size_name, size_of, sized, web_sources
 
 # %% ../../nbs/01_core/10_presets.ipynb #5c6bea62
 _NANO = Preset(
@@ -52,10 +42,11 @@ _MICRO = Preset(
 )
 
 # %% ../../nbs/01_core/10_presets.ipynb #bb520741
+_SMOLLM2 = TokenizerConfig(name="smollm2")
 _ELITE112M = Preset(  # the shape is `ModelConfig`'s default
     name="elite112m",
     tokenizer=_SMOLLM2,
-    data=DataConfig(sources=_web("sample-10BT"), tokens=2_500_000_000, curriculum=0.02, val_fraction=0.001),
+    data=DataConfig(sources=web_sources("sample-10BT"), tokens=2_500_000_000, curriculum=0.02, val_fraction=0.001),
     pretrain=PretrainConfig(
         **{"steps": 9537, "batch_size": 8, "accumulation": 16, "lr": 3e-3, "warmup_steps": 200, "compile": True},
         **{"eval_every": 250, "eval_batches": 32, "checkpoint_every": 1000},
@@ -67,7 +58,7 @@ _ELITE112M = Preset(  # the shape is `ModelConfig`'s default
 _ELITE350M = Preset(
     name="elite350m",
     tokenizer=_SMOLLM2,
-    data=DataConfig(sources=_web("sample-100BT"), tokens=10_000_000_000, curriculum=0.01, val_fraction=0.0005),
+    data=DataConfig(sources=web_sources("sample-100BT"), tokens=10_000_000_000, curriculum=0.01, val_fraction=0.0005),
     model=ModelConfig(n_layers=28, d_model=1024, n_heads=16, n_kv_heads=4, d_ff=2624),
     pretrain=PretrainConfig(
         **{"steps": 38_147, "batch_size": 4, "accumulation": 32, "lr": 2e-3, "warmup_steps": 400, "compile": True},
@@ -78,13 +69,21 @@ _ELITE350M = Preset(
 PRESETS = {p.name: p for p in (_NANO, _MICRO, _ELITE112M, _ELITE350M)}
 
 # %% ../../nbs/01_core/10_presets.ipynb #492c2c6c
+def _named(name, own_text=False):
+    "The preset of that name or size; None if there is none."
+    n = size_of(name)
+    return sized(n, own_text) if n and size_name(n) == name else PRESETS.get(name)
+
+
 def preset(
-    name: str,  # one of `PRESETS`
+    name: str,  # one of `PRESETS`, or a size such as 30M
     overrides: dict = None,  # {"section.field": value or text}
 ) -> Preset:
     "The preset of that name, with some fields overridden. Raises `InputError` for unknown names and impossible values."
-    require(name in PRESETS, f"unknown preset {name!r}; there are {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
-    return override(PRESETS[name], overrides or {})
+    p, overrides = _named(name, "data.sources" in (overrides or {})), overrides or {}
+    known = f"there are {', '.join(PRESETS)}, and sizes such as 30M"
+    require(p, f"unknown preset {name!r}; {known}{did_you_mean(name, PRESETS)}")
+    return override(p, overrides)
 
 # %% ../../nbs/01_core/10_presets.ipynb #4465f4a2
 _ADAMW = dict(
@@ -104,7 +103,7 @@ def _recipe(p, settings):
         wanted = settings.get(f"{section}.recipe", now)
         if wanted == now:
             continue
-        ours = getattr(PRESETS.get(p.name, p), section)
+        ours = getattr(_named(p.name) or p, section)
         for name, value in original.items():
             out[f"{section}.{name}"] = value if wanted == "original" else getattr(ours, name)
     return out
