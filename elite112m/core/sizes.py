@@ -6,13 +6,13 @@
 __all__ = ['MIN_SIZE', 'MAX_SIZE', 'LADDER', 'TOKENS_PER_PARAMETER', 'PASSES', 'MUON_RATE', 'size_of', 'size_name',
            'shape_of_size', 'tokens_of_size', 'batch_of_run', 'adamw_rate', 'web_sources', 'sized']
 
-# %% ../../nbs/01_core/16_sizes.ipynb #e206610d
+# %% ../../nbs/01_core/16_sizes.ipynb #9ea537fd
 import math
 import re
 
 from .config import DataConfig, ModelConfig, Preset, PretrainConfig, SFTConfig, TokenizerConfig, require
 
-# %% ../../nbs/01_core/16_sizes.ipynb #6603cd72
+# %% ../../nbs/01_core/16_sizes.ipynb #e1da1e51
 MIN_SIZE, MAX_SIZE = 200_000, 1_200_000_000  # parameters: where the rules below hold
 
 
@@ -27,7 +27,7 @@ def size_name(n: int) -> str:
     unit, letter = next((u, l) for u, l in ((1e9, "B"), (1e6, "M"), (1e3, "k"), (1, "")) if n >= u)
     return f"{float(f'{n / unit:.3g}'):g}{letter}"
 
-# %% ../../nbs/01_core/16_sizes.ipynb #c944458a
+# %% ../../nbs/01_core/16_sizes.ipynb #1670568f
 _WIDTHS = (64, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 1792)
 _READY_MADE, _READY_WIDTH = 49_152, 768  # SmolLM2's vocabulary, and the width from which it is used
 
@@ -51,7 +51,7 @@ def _context(width):
     "As the presets have it: 256 for nano's width, 512 for micro's, 2,048 for elite112m's."
     return next((context for most, context in ((256, 256), (512, 512), (767, 1024)) if width <= most), 2048)
 
-# %% ../../nbs/01_core/16_sizes.ipynb #6800efa4
+# %% ../../nbs/01_core/16_sizes.ipynb #4fcb685f
 def _ladder():
     "Shapes in the order of their size, each larger than the one before."
     shapes = []
@@ -65,7 +65,7 @@ def _ladder():
 
 LADDER = _ladder()
 
-# %% ../../nbs/01_core/16_sizes.ipynb #c63fffae
+# %% ../../nbs/01_core/16_sizes.ipynb #eb51e712
 def shape_of_size(n: int) -> ModelConfig:  # parameters
     "The shape of about `n` parameters. Raises `InputError` for a size that the rules do not cover."
     least, most = size_name(MIN_SIZE), size_name(MAX_SIZE)
@@ -76,7 +76,7 @@ def shape_of_size(n: int) -> ModelConfig:  # parameters
     vocabulary = 64 * round((n - m.n_params + m.vocab_size * m.d_model) / m.d_model / 64)
     return _shape(m.d_model, m.n_layers, max(vocabulary, 320))
 
-# %% ../../nbs/01_core/16_sizes.ipynb #7c753f8e
+# %% ../../nbs/01_core/16_sizes.ipynb #be59a0ff
 TOKENS_PER_PARAMETER, PASSES = 20, 4
 _EMBEDDED = 1_450_000  # tokens of the standard library's text, with lessons for 45 % (Python 3.11, 4,096 tokens)
 
@@ -89,12 +89,12 @@ def tokens_of_size(
     planned = TOKENS_PER_PARAMETER * n
     return planned if own_text else min(planned, PASSES * _EMBEDDED)
 
-# %% ../../nbs/01_core/16_sizes.ipynb #a48c580d
+# %% ../../nbs/01_core/16_sizes.ipynb #51948a7d
 def batch_of_run(tokens: int) -> int:  # of the whole run
     "Tokens of one optimizer step, a power of two."
     return 2 ** round(math.log2(min(262_144 * (tokens / 2.5e9) ** 0.4, tokens / 1000)))
 
-# %% ../../nbs/01_core/16_sizes.ipynb #c7cd5444
+# %% ../../nbs/01_core/16_sizes.ipynb #6b32b59e
 MUON_RATE = 0.02
 
 
@@ -102,7 +102,7 @@ def adamw_rate(width: int) -> float:
     "AdamW's peak learning rate for embedding and gains, with two digits."
     return float(f"{min(3e-3 * 768 / width, 0.02):.2g}")
 
-# %% ../../nbs/01_core/16_sizes.ipynb #757fbba5
+# %% ../../nbs/01_core/16_sizes.ipynb #98c7a1a2
 def web_sources(sample: str) -> tuple:  # of FineWeb-Edu
     "Web pages, Python and mathematics from the Hugging Face hub; see 01_core/10_presets."
     return (
@@ -111,7 +111,7 @@ def web_sources(sample: str) -> tuple:  # of FineWeb-Edu
         "hf:HuggingFaceTB/finemath:name=finemath-4plus:weight=8",
     )
 
-# %% ../../nbs/01_core/16_sizes.ipynb #f1d600e6
+# %% ../../nbs/01_core/16_sizes.ipynb #bbfee0db
 def _data(n, large):
     "What to prepare: as many tokens as the run would like to see."
     tokens = TOKENS_PER_PARAMETER * n
@@ -133,7 +133,7 @@ def _pretraining(m, tokens, large):
         **{"checkpoint_every": max(steps // 10, 50), "compile": large},
     )
 
-# %% ../../nbs/01_core/16_sizes.ipynb #ddf9b2ec
+# %% ../../nbs/01_core/16_sizes.ipynb #127d629a
 def _finetuning(m, large):
     if large:
         lr = float(f"{3e-4 * 768 / m.d_model:.2g}")

@@ -139,7 +139,7 @@ class GPU:
         "TFLOPS; 0 where its tensor cores do not have that precision."
         return (self.fp8 if precision == "fp8" else self.half) if precision in self.precisions else 0.0
 
-# %% ../../nbs/04_model/13_meter.ipynb #f519adaa
+# %% ../../nbs/04_model/13_meter.ipynb #0201f8d8
 GPUS = {
     "T4": GPU("Tesla T4", (7, 5), 16, 320, 65.0),
     "V100 16GB": GPU("Tesla V100-SXM2-16GB", (7, 0), 16, 900, 125.0),
@@ -223,7 +223,8 @@ def step_parts(
 def seconds(part: StepPart, gpu: GPU, achieved=ACHIEVED) -> float:
     "Predicted time of a part, per token."
     peak = 1e12 * gpu.peak(part.precision) * achieved[part.kind]
-    return max(part.flops / peak, part.bytes / (1e9 * gpu.bandwidth * achieved["memory"]))
+    multiplying = part.flops / peak if part.flops else 0
+    return max(multiplying, part.bytes / (1e9 * gpu.bandwidth * achieved["memory"]))
 
 
 def predict(all_parts: list[StepPart], gpu: GPU, achieved=ACHIEVED) -> float:

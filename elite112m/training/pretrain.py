@@ -28,7 +28,7 @@ from ..model.pretrained import load_model, read_best, read_safetensors, write_mo
 from ..model.transformer import CausalLM
 from .checkpoint import steps_in
 from .guards import batch_of
-from .plan import announce, plan_for
+from .plan import announce, checkpoint_bytes, plan_for
 from .ranks import ALONE, whole
 from .tracking import follow
 from .trainer import LossSpike, Trainer, window_of
@@ -119,20 +119,16 @@ def _trial(t, batch) -> float:
     return seconds * math.ceil(len(parts[0]) / t.micro)
 
 
-def _checkpoint_bytes(optimizers) -> int:
-    "FP32 weights and moments: Muon keeps one moment a weight, AdamW two."
-    groups = [g for o in optimizers for g in o.param_groups]
-    return sum(4 * p.numel() * (2 if "momentum" in g else 3) for g in groups for p in g["params"])
-
-
 def _start(t, batch, steps, step_tokens, data_tokens):
     "Plan the run, measure how long a step takes, announce both, and save the beginning."
     plan = plan_for(t.cfg, steps, t.state.get("plan"), t.step, t.job.segment)
+    if t.device.type == "cuda" and not t.micro_found:
+        t.find_micro_batch(batch(batch_of(t.step, t.skips)))
     per_step = _trial(t, batch)
     t.start(plan)
     t.plan.replan(t.step, per_step)
     t.plan.last = t.ranks.agree(t.plan.last)
-    size = _checkpoint_bytes(t.opts)
+    size = checkpoint_bytes(t.opts)
     if t.ranks.first and t.step < t.plan.last:
         announce(t.plan, t.step, t.what, step_tokens, data_tokens, per_step, size, t.cfg, t.folder)
     if t.ranks.first:
