@@ -2703,6 +2703,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'elite112m.workbook.fit.plan_text': ('10_workbook/fit.html#plan_text', 'elite112m/workbook/fit.py'),
                                         'elite112m.workbook.fit.planned_precision': ( '10_workbook/fit.html#planned_precision',
                                                                                       'elite112m/workbook/fit.py'),
+                                        'elite112m.workbook.fit.unfused_note': ( '10_workbook/fit.html#unfused_note',
+                                                                                 'elite112m/workbook/fit.py'),
                                         'elite112m.workbook.fit.what_would_fit': ( '10_workbook/fit.html#what_would_fit',
                                                                                    'elite112m/workbook/fit.py')},
             'elite112m.workbook.kernel': { 'elite112m.workbook.kernel.Interrupts': ( '10_workbook/kernel.html#interrupts',
