@@ -67,6 +67,21 @@ def test_the_largest_micro_batch_is_found_and_changes_only_the_order_of_summatio
     torch.testing.assert_close(plain.model.state_dict(), whole.model.state_dict(), atol=1e-5, rtol=1e-4)
 
 
+def test_room_on_a_gpu_counts_the_moments_that_are_still_to_come(monkeypatch):
+    "The arithmetic alone, with pretended figures of CUDA: it has not been run on a GPU."
+    from elite112m.core.presets import moment_bytes
+
+    t, peak = trainer(), 1e9
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2e8)
+    moments = moment_bytes(t.model.config, "muon")
+    for free, fits in ((1.1 * (peak + moments) - 2e8 + 1, True), (1.1 * (peak + moments) - 2e8 - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 8e10))
+        assert t._peak_fits() is fits
+    t.update(batch())  # now the moments exist, and are in the peak
+    assert t._peak_fits()
+
+
 def test_a_resumed_run_keeps_its_micro_batch_on_the_same_device(tmp_path, monkeypatch):
     from elite112m.training import trainer as module
 
