@@ -142,6 +142,7 @@ class PretrainConfig(TrainConfig):
     "The pretraining loop."
 
     steps: int = 400  # optimizer steps
+    max_epochs: float = 0.0  # passes over the data at most, where they hold less than the steps take; 0: any number
     recipe: str = "ours"  # ours (the preset's), or original: sets the optimizer's fields, see 01_core/10_presets
     packing: str = "stream"  # stream: windows cut anywhere; documents: windows that begin with a document
     doc_mask: bool = False  # whether a token sees only its own document
@@ -227,9 +228,11 @@ sft.examples sft.epochs evaluate.items evaluate.max_new_tokens evaluate.batch_si
         for name in "batch_size accumulation lr muon_lr clip eval_every log_every checkpoint_every keep_last".split()
     ]
 )
-_NOT_NEGATIVE = "data.seed data.min_chars data.workers pretrain.fp8_warmup_steps sft.steps".split() + [
-    f"{loop}.{name}" for loop in _LOOPS for name in "warmup_steps weight_decay min_lr hours keep_every seed".split()
-]
+_NOT_NEGATIVE = (
+    """data.seed data.min_chars data.workers pretrain.max_epochs pretrain.fp8_warmup_steps
+sft.steps""".split()
+    + [f"{loop}.{name}" for loop in _LOOPS for name in "warmup_steps weight_decay min_lr hours keep_every seed".split()]
+)
 _SHARES = "data.curriculum data.val_fraction".split() + [
     f"{loop}.{name}" for loop in _LOOPS for name in ("decay_fraction", "beta2")
 ]

@@ -118,7 +118,9 @@ STAGES = {stage.name: stage for stage in (PREPARE, PRETRAIN, SFT, EVALUATE, EXPO
 # These may change at any time.
 RESULT_NEUTRAL_FIELDS = ("checkpoint_every", "keep_last", "keep_every", "recompute", "shard", "workers")
 # How long a stage trains.
-TRAINING_LENGTH_FIELDS = ("pretrain.steps", "pretrain.hours", "sft.epochs", "sft.steps", "sft.hours")
+TRAINING_LENGTH_FIELDS = tuple(
+    "pretrain.steps pretrain.hours pretrain.max_epochs sft.epochs sft.steps sft.hours".split()
+)
 
 
 def settings_of(p: Preset, stage: str) -> dict:

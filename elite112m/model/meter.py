@@ -13,7 +13,7 @@ import resource
 import sys
 import weakref
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -119,14 +119,41 @@ def give_memory_back(m: ModelConfig):
 # %% ../../nbs/04_model/13_meter.ipynb #4fc00055
 @dataclass(frozen=True)
 class GPU:
-    "Stated peaks: dense, FP32 accumulation."
+    "What the vendor states; peaks dense, with FP32 accumulation."
 
-    bf16: float  # TFLOPS
-    fp8: float  # TFLOPS
+    device: str  # its name, as CUDA gives it
+    capability: tuple  # compute capability
+    memory: float  # GB
     bandwidth: float  # GB/s
+    half: float  # TFLOPS in FP16, and in BF16 where there is BF16
+    fp8: float = 0.0  # TFLOPS
 
+    @property
+    def precisions(self) -> tuple:
+        "What its tensor cores multiply, the one to train in first."
+        if self.capability < (8, 0):
+            return ("fp16",)
+        return ("bf16", "fp16", "fp8") if self.capability >= (8, 9) else ("bf16", "fp16")
 
-GPUS = {"RTX 4090": GPU(165.2, 330.3, 1008), "RTX 5090": GPU(209.5, 419.0, 1792), "H100 SXM": GPU(989.5, 1979.0, 3350)}
+    def peak(self, precision: str) -> float:  # bf16, fp16 or fp8
+        "TFLOPS; 0 where its tensor cores do not have that precision."
+        return (self.fp8 if precision == "fp8" else self.half) if precision in self.precisions else 0.0
+
+# %% ../../nbs/04_model/13_meter.ipynb #0201f8d8
+GPUS = {
+    "T4": GPU("Tesla T4", (7, 5), 16, 320, 65.0),
+    "V100 16GB": GPU("Tesla V100-SXM2-16GB", (7, 0), 16, 900, 125.0),
+    "RTX 2080 Ti": GPU("NVIDIA GeForce RTX 2080 Ti", (7, 5), 11, 616, 53.8),
+    "RTX 3060": GPU("NVIDIA GeForce RTX 3060", (8, 6), 12, 360, 25.5),
+    "RTX 3090": GPU("NVIDIA GeForce RTX 3090", (8, 6), 24, 936, 71.2),
+    "A100 40GB": GPU("NVIDIA A100-SXM4-40GB", (8, 0), 40, 1555, 312.0),
+    "A100 80GB": GPU("NVIDIA A100-SXM4-80GB", (8, 0), 80, 2039, 312.0),
+    "L4": GPU("NVIDIA L4", (8, 9), 24, 300, 121.0, 242.0),
+    "RTX 4060 Ti": GPU("NVIDIA GeForce RTX 4060 Ti", (8, 9), 16, 288, 44.1, 88.2),
+    "RTX 4090": GPU("NVIDIA GeForce RTX 4090", (8, 9), 24, 1008, 165.2, 330.3),
+    "RTX 5090": GPU("NVIDIA GeForce RTX 5090", (12, 0), 32, 1792, 209.5, 419.0),
+    "H100 SXM": GPU("NVIDIA H100 80GB HBM3", (9, 0), 80, 3350, 989.5, 1979.0),
+}
 
 # %% ../../nbs/04_model/13_meter.ipynb #b5c4b670
 ACHIEVED = {"matrix": 0.75, "attention": 0.5, "memory": 0.8}  # assumed share of the stated peak and bandwidth
@@ -140,7 +167,7 @@ class StepPart:
     flops: float
     bytes: float
     kind: str = "matrix"  # whose share of `ACHIEVED` bounds its operations: matrix or attention
-    precision: str = "bf16"  # whose peak: bf16 or fp8
+    precision: str = "bf16"  # whose peak: bf16, fp16 or fp8
 
 # %% ../../nbs/04_model/13_meter.ipynb #cdca69ac
 def _matrices(m, precision):
@@ -150,14 +177,19 @@ def _matrices(m, precision):
     return StepPart("matrices", 6 * m.n_layers * weights, m.n_layers * ends * (2 * b + 2), precision=precision)
 
 # %% ../../nbs/04_model/13_meter.ipynb #67df9ebe
-def _head(m):
-    return StepPart("head", 6 * m.vocab_size * m.d_model, 5 * 2 * m.vocab_size)
+def _head(m, precision):
+    return StepPart("head", 6 * m.vocab_size * m.d_model, 5 * 2 * m.vocab_size, precision=_not_fp8(precision))
 
 
-def _attention(m, context):
+def _not_fp8(precision):
+    return "bf16" if precision == "fp8" else precision
+
+
+def _attention(m, context, precision):
     d, d_kv = m.d_model, m.n_kv_heads * m.head_dim
     moved = 3 * 2 * (2 * d + 2 * d_kv)
-    return StepPart("attention", 7 * m.n_layers * d * context, m.n_layers * moved, kind="attention")
+    flops, kind = 7 * m.n_layers * d * context, "attention"
+    return StepPart("attention", flops, m.n_layers * moved, kind, _not_fp8(precision))
 
 # %% ../../nbs/04_model/13_meter.ipynb #054d1309
 def _between(m, precision):
@@ -176,18 +208,23 @@ def step_parts(
     context: int,  # tokens a sequence
     micro_tokens: int,  # tokens of a micro-batch
     step_tokens: int,  # tokens of an optimizer step
-    precision: str = "bf16",  # or fp8
+    precision: str = "bf16",  # or fp16, fp8
+    recompute: bool = False,  # whether the blocks' forward pass is done twice
 ) -> list[StepPart]:
     "The parts of a training step, per token. Raises `InputError` for another precision."
-    require(precision in ("bf16", "fp8"), f"the roofline knows bf16 and fp8, not {precision}")
-    blocks = [_matrices(m, precision), _head(m), _attention(m, context), _between(m, precision)]
-    return [*blocks, _weights(m, micro_tokens, step_tokens)]
+    require(precision in ("bf16", "fp16", "fp8"), f"the roofline knows bf16, fp16 and fp8, not {precision}")
+    blocks = [_matrices(m, precision), _attention(m, context, precision), _between(m, precision)]
+    if recompute:  # a forward pass is a third of forward and backward
+        blocks = [replace(x, flops=x.flops * 4 / 3, bytes=x.bytes * 4 / 3) for x in blocks]
+    matrices, *others = blocks
+    return [matrices, _head(m, precision), *others, _weights(m, micro_tokens, step_tokens)]
 
 # %% ../../nbs/04_model/13_meter.ipynb #15661bf5
 def seconds(part: StepPart, gpu: GPU, achieved=ACHIEVED) -> float:
     "Predicted time of a part, per token."
-    peak = 1e12 * getattr(gpu, part.precision) * achieved[part.kind]
-    return max(part.flops / peak, part.bytes / (1e9 * gpu.bandwidth * achieved["memory"]))
+    peak = 1e12 * gpu.peak(part.precision) * achieved[part.kind]
+    multiplying = part.flops / peak if part.flops else 0
+    return max(multiplying, part.bytes / (1e9 * gpu.bandwidth * achieved["memory"]))
 
 
 def predict(all_parts: list[StepPart], gpu: GPU, achieved=ACHIEVED) -> float:

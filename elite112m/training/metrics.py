@@ -112,8 +112,8 @@ def known_peak(
     precision: str,
 ) -> float | None:
     "The stated peak in FLOP/s; None for a device that is not in the table, or in FP32."
-    gpu = next((g for k, g in GPUS.items() if k.split()[-1] in name or k.replace(" SXM", "") in name), None)
-    return 1e12 * getattr(gpu, precision) if gpu and precision in ("bf16", "fp8") else None
+    gpu = next((g for g in GPUS.values() if g.device == name), None)
+    return 1e12 * gpu.peak(precision) or None if gpu else None
 
 
 @torch.no_grad()
