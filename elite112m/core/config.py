@@ -146,7 +146,7 @@ class PretrainConfig(TrainConfig):
     recipe: str = "ours"  # ours (the preset's), or original: sets the optimizer's fields, see 01_core/10_presets
     packing: str = "stream"  # stream: windows cut anywhere; documents: windows that begin with a document
     doc_mask: bool = False  # whether a token sees only its own document
-    precision: str = "auto"  # auto, fp32, bf16 or fp8
+    precision: str = "auto"  # auto, fp32, bf16, fp16 or fp8
     fp8_backend: str = "auto"  # native, te (TransformerEngine), or auto: te where it is installed and there is a GPU
     fp8_recipe: str = "delayed"  # delayed or current scaling
     fp8_history: int = 16  # amaxes remembered a tensor, for delayed scaling
@@ -211,7 +211,7 @@ class Preset:
 SECTIONS = tuple(f.name for f in fields(Preset) if f.name != "name")
 
 # %% ../../nbs/01_core/00_config.ipynb #215e4fac
-PRECISIONS = ("auto", "fp32", "bf16", "fp8")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 FP8_BACKENDS = ("auto", "native", "te")
 FP8_RECIPES = ("delayed", "current")
 OPTIMIZERS = ("muon", "adamw")

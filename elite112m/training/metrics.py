@@ -156,9 +156,9 @@ class ThroughputMeter:
     ):
         self.device, self.flops, self.ranks = device, flops, ranks
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        self.peak = known_peak(name, precision) or measured_peak(
-            device, torch.float32 if precision == "fp32" else torch.bfloat16
-        )
+        half = torch.float16 if device.type == "cuda" else torch.float32  # a CPU multiplies no faster in FP16
+        dtype = {"fp32": torch.float32, "fp16": half}.get(precision, torch.bfloat16)
+        self.peak = known_peak(name, precision) or measured_peak(device, dtype)
         self.restart()
 
     def restart(self):

@@ -17,6 +17,7 @@ from ..core.files import echo
 from ..fp8.linear import NO_FP8
 from ..fp8.precision import autocast
 from ..fp8.transformer_engine import TransformerEngineFP8
+from .loss_scale import NO_SCALING
 from .ranks import ALONE
 
 # %% ../../nbs/06_training/01_step.ipynb #1ae91063
@@ -27,17 +28,19 @@ def accumulate(
     precision,
     fp8=NO_FP8,  # an FP8 backend; it must know when a forward and a backward pass end
     ranks=ALONE,
+    scaler=NO_SCALING,  # of `make_scaler`; the gradients are left multiplied by its scale
 ) -> torch.Tensor:
     "Backward through all micro-batches of a step; returns the mean loss per target, on the device."
     n = sum(np.count_nonzero(np.asarray(labels) != -100) for _, labels, _ in micro_batches)
     n = ranks.sum(torch.tensor(float(n), device=device)).clamp(min=1) if ranks.together else max(n, 1)
     total = torch.zeros((), device=device)
     for i, batch in enumerate(micro_batches, 1):
-        ids, labels, docs = (None if t is None else torch.as_tensor(t).to(device, non_blocking=True) for t in batch)
+        ids, labels, docs = (None if t is None else torch.as_tensor(t) for t in batch)
+        ids, labels = (t.to(device, non_blocking=True) for t in (ids, labels))  # documents are counted where they are
         with ranks.micro_batch(forward, i == len(micro_batches)):
             with autocast(precision, device), fp8.forward():
                 loss, _ = forward(ids, labels=labels, doc_ids=docs)
-            (loss * (ranks.world / n)).backward()
+            scaler.scale(loss * (ranks.world / n)).backward()
         fp8.backward_done()
         total += loss.detach()
     return ranks.sum(total) / n

@@ -33,6 +33,7 @@ from elite112m.training.checkpoint import (
     steps_in,
 )
 from .guards import Diverged, SpikeDetector, batch_of, block_bad_step, diagnose, skip
+from .loss_scale import SMALLEST_SCALE, make_scaler, overflowed
 from .metrics import LivePlot, Metrics, ThroughputMeter
 from .optimizer import Muon, make_optimizers, set_lr
 from .parallel import ParallelStep, choose
@@ -73,6 +74,7 @@ class Trainer:
         self.context = window_of(model.config, p)
         self.model = model.to(device)
         self.fp8 = make_fp8(model, p.pretrain, device) if self.precision == "fp8" else NO_FP8
+        self.scaler = make_scaler(self.precision, device)
         if self.cfg.recompute:
             recompute(model)
         maybe_compile(model, p.pretrain.compile and self.what == "pretrain", self.fp8)
@@ -114,11 +116,13 @@ def load(self: Trainer, path):
     self.best = s.get("best", math.inf)  # lowest validation loss
     self.val = s.get("val", [None, None])  # step and loss of the last validation
     self.recent_losses = s.get("window", [])  # [loss, gradient norm] of each step since the last log point
-    self.pending = []  # the same, still on the device
+    self.pending = []  # the same and the loss scale, still on the device
     self.guard = SpikeDetector(*s.get("guard", []))
     where, micro = s.get("micro", ("", 0))
     if where == device_name(self.device):  # summed up in the same order as before
         self.micro, self.micro_found = micro, True
+    if s.get("scaler"):
+        self.scaler.load_state_dict(s["scaler"])
     self.metrics = Metrics(self.folder / "metrics.jsonl", self.step) if self.ranks.first else None
 
 
@@ -181,13 +185,22 @@ def update(self: Trainer, batch):  # inputs, targets and document ids (or None) 
     self.model.train()
     self.fp8.begin(self.step)
     loss = self.gradients(batch, self.fp8)
+    self.unscale()
     norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip))
     block_bad_step(loss, norm, self.model.parameters(), self.opts)
     for opt in self.opts:
         opt.step()
         opt.zero_grad()
-    self.pending.append(torch.stack([loss, norm]))
+    self.scaler.update()
+    self.pending.append(torch.stack([loss, norm, self.scaler.scale(torch.ones_like(loss))]))
     self.step += 1
+
+
+@patch
+def unscale(self: Trainer):
+    "Divide the gradients by the loss scale, if there is one."
+    for opt in self.opts:
+        self.scaler.unscale_(opt)
 
 
 @patch
@@ -200,7 +213,7 @@ def gradients(self: Trainer, batch, fp8=NO_FP8):
         try:
             if self.parallel:
                 return self.parallel.accumulate(parts)
-            return accumulate(self.forward, parts, self.device, self.precision, fp8, self.ranks)
+            return accumulate(self.forward, parts, self.device, self.precision, fp8, self.ranks, self.scaler)
         except torch.OutOfMemoryError:
             if self.micro == 1 or self.ranks.together:
                 raise InputError(
@@ -320,6 +333,7 @@ def save(self: Trainer):
             "window": self.recent_losses,
             "guard": self.guard.state,
             "micro": [device_name(self.device), self.micro],
+            "scaler": self.scaler.state_dict(),
             "settings": settings_of(self.job.preset, self.what),
         }
         | ({"arithmetic": [self.precision, self.parallel.parts]} if self.parallel else {})
@@ -348,10 +362,13 @@ def read(self: Trainer):
     "Read the losses of the last steps from the device, and judge them."
     first, rows = self.step - len(self.pending), torch.stack(self.pending).tolist() if self.pending else []
     self.pending = []
-    for i, (loss, norm) in enumerate(rows):
+    for i, (loss, norm, scale) in enumerate(rows):
         self.recent_losses.append([loss, norm])
-        if why := self.guard.judge(loss, norm):
+        if why := self.guard.judge(loss, 0.0 if overflowed(self.scaler, loss, norm) else norm):
             raise LossSpike(why, first + i - max(self.guard.bad, self.guard.high, 1) + 1)
+        if scale < SMALLEST_SCALE:
+            why = f"gradients overflow FP16 whatever the loss scale (now {scale:g}); fp32 has the range for them"
+            raise LossSpike(why, first + i)
 
 
 @patch
@@ -362,6 +379,9 @@ def log(self: Trainer, step_tokens) -> dict:
     means = dict(zip(("loss", "grad_norm"), (math.fsum(c) / len(good) for c in zip(*good))))
     if len(good) < n:
         means["skipped_steps"] = n - len(good)
+    if self.scaler.is_enabled():
+        overflows = sum(overflowed(self.scaler, *r) for r in self.recent_losses)  # counted in skipped_steps as well
+        means |= {"overflows": overflows, "loss_scale": self.scaler.get_scale()}
     rates = {"muon_lr" if "momentum" in o.param_groups[0] else "lr": o.param_groups[0]["lr"] for o in self.opts}
     row = (
         means | rates | {"tokens": self.step * step_tokens} | self.gauges.read((self.step - self.read_at) * step_tokens)
@@ -405,6 +425,7 @@ def give_up(self: Trainer, why, number, batch):
     parts = batch(number)
     self.model.zero_grad()
     self.gradients(parts)
+    self.unscale()
     texts = [self.tok.decode(row[:200].tolist()) for row in torch.as_tensor(parts[0])]
     losses = [l for l, _ in self.recent_losses] + list(self.guard.past)[-20:]
     line = diagnose(self.folder, why, self.step, number, self.model, texts, losses, self.ranks.first)
