@@ -10,8 +10,6 @@ __all__ = ['GGUF_KINDS', 'paired_rows', 'gguf_tensors', 'gguf_numbers', 'check_g
 import json
 from pathlib import Path
 
-import torch
-
 from ..core.config import InputError, require
 from ..core.files import atomic, writing
 from ..data.messages import CHAT_TEMPLATE
