@@ -24,7 +24,7 @@ def is_busy(process):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_a_benchmark_that_is_stopped(tmp_path, number):
     "Stopped by a signal to the command alone, while it measures beside busy processes."
-    args = [BIN / "elite112m", *TRAIN, "--steps", "3000"]
+    args = [BIN / "elite112m", *TRAIN, "--steps", "600"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     hear = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # pytest may run in the background
     bench = subprocess.Popen([*map(str, args)], env=ENV | {"TMPDIR": str(tmp_path)}, preexec_fn=hear, **quiet)
