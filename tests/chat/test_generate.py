@@ -24,7 +24,7 @@ def ask(text):
 def test_greedy_tokens_are_those_of_transformers(smol):
     "40 tokens, three prompts of different lengths: in a batch, alone, and from transformers with left padding."
     from elite112m.chat.generate import generate
-    from elite112m.workbook.bench import theirs_of
+    from elite112m.workbook.bench_generate import theirs_of
 
     prompts = [smol.prompt(ask(q)) for q in QUESTIONS]
     longest = max(map(len, prompts))
@@ -67,7 +67,7 @@ def test_eight_bits_answer_alike(smol):
     "Perplexity within 1 % of FP32's, and the same answer to a plain question."
     from elite112m.chat.chat_model import ChatModel
     from elite112m.data.prepare import sample
-    from elite112m.workbook.bench import logits_and_loss, windows
+    from elite112m.workbook.bench_generate import logits_and_loss, windows
 
     small = ChatModel.open("smollm2-135m-instruct", "cpu", format="int8")
     assert small.replies([ask(QUESTIONS[0])], 24)[0].text == smol.replies([ask(QUESTIONS[0])], 24)[0].text
