@@ -35,6 +35,7 @@ from ..core.provenance import machine
 from ..fp8.precision import autocast
 from ..model.meter import give_memory_back, rss
 from ..model.transformer import CausalLM, hf_config
+from ..training.parallel import ParallelStep, choose
 from ..training.step import accumulate, maybe_compile
 
 # %% ../../nbs/10_workbook/15_bench.ipynb #2072e4fc
@@ -202,10 +203,17 @@ def shifted_labels(ids):
     return torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], 1)
 
 
-def gradients_of(who: str, model, ids, precision: str):
-    "Backward through one batch (B, T); returns the mean loss over all but the last position."
+def gradients_of(
+    who: str,  # ours or transformers
+    model,
+    ids,  # (B, T)
+    precision: str,
+    parallel=None,  # a `ParallelStep` of ours
+):
+    "Backward through one batch; returns the mean loss over all but the last position."
     if who == "ours":
-        return accumulate(model, [(ids, shifted_labels(ids), None)], ids.device, precision)
+        batches = [(ids, shifted_labels(ids), None)]
+        return parallel.accumulate(batches) if parallel else accumulate(model, batches, ids.device, precision)
     with autocast(precision, ids.device):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
@@ -252,8 +260,13 @@ def measure_training(
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     ids = torch.randint(0, m.vocab_size, tuple(batch), generator=torch.Generator().manual_seed(0))
 
+    parallel = None
+    if who == "ours" and not compiled:
+        *way, _ = choose(net, [ids, shifted_labels(ids), None], precision)
+        parallel = ParallelStep(net, *way, torch.get_num_threads())
+
     def step():
-        loss = gradients_of(who, net, ids, precision)
+        loss = gradients_of(who, net, ids, precision, parallel)
         optimizer.step()
         optimizer.zero_grad()
         return loss

@@ -30,8 +30,8 @@ from ..core.locate import made_absolute
 from ..core.presets import PRESETS, preset, to_dict
 from ..core.provenance import absolute, use_threads
 from ..core.runs import Run
-from ..core.sizes import shape_of_size, size_name, size_of
 from ..core.signals import signal_handler
+from ..core.sizes import shape_of_size, size_name, size_of
 
 # %% ../../nbs/10_workbook/12_cli_tools.ipynb #861cfe61
 def completion(names):  # a function that returns the names to choose from
