@@ -122,7 +122,7 @@ def auto_precision(device) -> str:
     "What `pretrain.precision=auto` chooses here and why."
     chosen = pick_precision("auto", device)
     if device.type != "cpu":
-        return f"{chosen} on {device.type}"
+        return f"{chosen} on {device.type}" + (": it has no BF16 units" if chosen == "fp16" else "")
     if cpu_bf16().startswith("in"):
         return "fp32 on cpu; bf16 has hardware here, compare --set pretrain.precision=bf16"
     return "fp32 on cpu: bf16 would be emulated"
@@ -130,7 +130,7 @@ def auto_precision(device) -> str:
 # %% ../../nbs/10_workbook/14_doctor.ipynb #8490584f
 def attention_backends(device) -> str:
     "The kernels of `scaled_dot_product_attention` that do causal grouped-query attention on the device, by trying."
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision("auto", device), torch.float32)
     q = torch.ones(1, 4, 16, 64, device=device, dtype=dtype)  # batch, heads, tokens, head size
     k = torch.ones(1, 2, 16, 64, device=device, dtype=dtype)
 
