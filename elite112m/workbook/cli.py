@@ -31,6 +31,7 @@ from elite112m.workbook.cli_models import (
     evaluation_options,
     serve_command,
 )
+from .cli_selftest import selftest_command
 from elite112m.workbook.cli_tools import (
     FiniteRange,
     OrderedGroup,
@@ -375,6 +376,7 @@ CLI_COMMANDS = [
     status_command,
     report_command,
     doctor_command,
+    selftest_command,
     bench_group,
     tokenizer_group,
     track_group,
