@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SELFTEST_SPEEDS', 'CHECK_SECONDS', 'SELFTEST_FORMAT', 'SelfSpeed', 'cached_casts', 'measure_speed', 'selftest_child',
-           'run_apart', 'run_all', 'machine_facts', 'source_commit', 'selftest', 'selftest_line', 'read_selftest',
-           'selftest_table']
+           'run_apart', 'run_selftest_checks', 'machine_facts', 'source_commit', 'selftest', 'selftest_line',
+           'read_selftest', 'selftest_table']
 
 # %% ../../nbs/10_workbook/19_selftest.ipynb #e41d89b6
 import json
@@ -246,7 +246,7 @@ def _broken_off(name, code, limit, err):
     return _described(name) | {"result": "failed", "reason": why}
 
 
-def run_all(names: list, device: str, seconds: float, tell=lambda row: None, apart=run_apart) -> list[dict]:
+def run_selftest_checks(names: list, device: str, seconds: float, tell=lambda row: None, apart=run_apart) -> list[dict]:
     "A row for each of `names`, in that order, within `seconds`; `tell` gets each row. `apart` is like `run_apart`."
     rows, end = [], time.monotonic() + seconds
     while len(rows) < len(names):
@@ -300,7 +300,7 @@ def selftest(
     require(0 < minutes <= 60, f"--minutes {minutes} must be more than 0 and at most 60")
     facts = machine_facts(examine())
     names = [*SELFTEST_CHECKS, *SELFTEST_SPEEDS]
-    rows = run_all(names, kind, 60 * minutes - (time.monotonic() - start), tell, apart)
+    rows = run_selftest_checks(names, kind, 60 * minutes - (time.monotonic() - start), tell, apart)
     known = {"format": SELFTEST_FORMAT, "elite112m": version("elite112m"), "commit": source_commit()}
     known |= {"date": time.strftime("%Y-%m-%d"), "device": kind, "machine": facts}
     return known | {

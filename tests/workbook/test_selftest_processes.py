@@ -16,7 +16,7 @@ def test_what_does_not_fit_into_the_time_is_skipped(tmp_path):
 
 def test_a_child_that_dies_or_hangs_fails_one_check_and_the_others_go_on(monkeypatch, tmp_path):
     "The child runs code that replaces two checks: one kills its process, one never ends."
-    from elite112m.workbook.selftest import run_all, run_apart
+    from elite112m.workbook.selftest import run_apart, run_selftest_checks
 
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\n"
@@ -27,7 +27,7 @@ def test_a_child_that_dies_or_hangs_fails_one_check_and_the_others_go_on(monkeyp
         "    selftest.run_check = lambda c, d: act.get(c.name, lambda: None)() or right(c, d)\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{__import__('os').environ.get('PYTHONPATH', '')}")
-    rows = run_all(
+    rows = run_selftest_checks(
         ["documents", "head loss", "generation"], "cpu", 120, apart=lambda n, d, s: run_apart(n, d, s, limit=5)
     )
     assert [r["result"] for r in rows] == ["failed", "failed", "passed"], rows
