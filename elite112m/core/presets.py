@@ -32,7 +32,7 @@ _NANO = Preset(
     name="nano",
     model=ModelConfig(vocab_size=4096, n_layers=4, d_model=192, n_heads=3, n_kv_heads=1, d_ff=512, context=256),
     pretrain=PretrainConfig(steps=720, batch_size=4, eval_every=100, eval_batches=16, lr=2e-2),
-    sft=SFTConfig(examples=30_000, batch_size=4, lr=1e-2, muon_lr=0.015, eval_every=100),
+    sft=SFTConfig(examples=30_000, batch_size=8, lr=1.4e-2, muon_lr=0.02, eval_every=100),
 )
 _MICRO = Preset(
     name="micro",
