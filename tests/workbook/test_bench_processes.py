@@ -38,7 +38,8 @@ def test_nothing_outlives_a_benchmark_that_is_stopped(tmp_path, number):
     _, alive = psutil.wait_procs(found, timeout=20)
     assert not alive, [p.cmdline() for p in alive]
     if number != signal.SIGKILL:  # then nothing can be tidied up
-        assert code == 128 + number and list(tmp_path.iterdir()) == []
+        ours = [p for p in tmp_path.iterdir() if not p.name.startswith("torchinductor_")]  # torch's own cache stays
+        assert code == 128 + number and ours == []
 
 
 def test_several_presets_in_one_flat_result(tmp_path):
