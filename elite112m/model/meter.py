@@ -110,11 +110,13 @@ def rss(
 
 # %% ../../nbs/04_model/13_meter.ipynb #a93c7f4c
 def give_memory_back(m: ModelConfig):
-    "If the model is large, let freed blocks of 4 MB and more leave this process at once (glibc)."
-    if m.n_params < 30_000_000:
-        return
+    """Let freed memory be used again by other threads; and if the model is large, let blocks of 4 MB and more
+    leave this process at once (glibc)."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-8, 2)  # M_ARENA_MAX: pools that the threads share
+        if m.n_params >= 30_000_000:
+            libc.mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
 
 # %% ../../nbs/04_model/13_meter.ipynb #4fc00055
 @dataclass(frozen=True)

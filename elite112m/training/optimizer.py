@@ -22,7 +22,7 @@ def orthogonalize(
     tall = g.shape[-2] > g.shape[-1]
     x = g.mT if tall else g
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    shape, x = x.shape, x.flatten(0, -3) if x.ndim > 3 else x.reshape(-1, *x.shape[-2:])  # a stack of matrices
+    shape, x = x.shape, x.reshape(-1, *x.shape[-2:])  # a stack of matrices
     for _ in range(steps):
         gram = x @ x.mT
         inner = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2

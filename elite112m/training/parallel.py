@@ -18,7 +18,7 @@ from ..core.config import ModelConfig
 from ..core.presets import flops_per_token
 from ..model.quantised import to_bf16, torch_threads
 from ..model.transformer import CausalLM
-from .step import recompute
+from .step import count_targets, recompute
 
 # %% ../../nbs/06_training/17_parallel.ipynb #75b5202b
 class ParallelStep:
@@ -77,14 +77,10 @@ def refresh(self: ParallelStep):
             torch._foreach_copy_(self.weights, self.masters)
 
 
-def _targets(batches):
-    return max(sum(int(np.count_nonzero(np.asarray(b[1]) != -100)) for b in batches), 1)
-
-
 @patch
 def accumulate(self: ParallelStep, micro_batches) -> torch.Tensor:
     "Set the gradients of the trained weights to those of all micro-batches; returns the mean loss per target."
-    n, total = _targets(micro_batches), torch.zeros(())
+    n, total = max(count_targets(micro_batches), 1), torch.zeros(())
     self.refresh()
     for batch in micro_batches:
         losses, found = zip(*self.map(lambda part: self.gradients(part, 1 / n), self.cut(batch)))
@@ -114,7 +110,7 @@ def validate(self: ParallelStep, batches) -> float:
         ids, labels, docs = _tensors(batch)
         return self.copy(ids, labels=labels, doc_ids=docs)[0]
 
-    return torch.stack(self.map(loss, batches)).sum().item() / _targets(batches)
+    return torch.stack(self.map(loss, batches)).sum().item() / max(count_targets(batches), 1)
 
 # %% ../../nbs/06_training/17_parallel.ipynb #6aeca657
 LEAST_FLOPS = 2e9  # of a step, below which nothing is tried

@@ -105,9 +105,8 @@ def report_failed_save(self: Trainer, last=False):
     echo(f"{self.what}: could not save at step {self.step:,}: {why}; training goes on, {have}")
 
 # %% ../../nbs/06_training/03_pretrain.ipynb #b83dc08d
-def _trial(t, batch) -> float:
+def _trial(t, parts) -> float:
     "Seconds that a step will take: one micro-batch is tried twice (the first may compile), without an update."
-    parts = batch(batch_of(t.step, t.skips))
     t.fp8.begin(-END)  # off
     for _ in range(2):
         start = time.perf_counter()
@@ -123,11 +122,11 @@ def _trial(t, batch) -> float:
 def _start(t, batch, steps, step_tokens, data_tokens):
     "Plan the run, measure how long a step takes, announce both, and save the beginning."
     plan = plan_for(t.cfg, steps, t.state.get("plan"), t.step, t.job.segment)
-    if t.device.type == "cuda" and not t.micro_found:
-        t.find_micro_batch(batch(batch_of(t.step, t.skips)))
     parts = batch(batch_of(t.step, t.skips))
+    if t.device.type == "cuda" and not t.micro_found:
+        t.find_micro_batch(parts)
     t.decide([a if a is None else a[: t.micro] for a in parts])
-    per_step = _trial(t, batch)
+    per_step = _trial(t, parts)
     t.start(plan)
     t.plan.replan(t.step, per_step)
     t.plan.last = t.ranks.agree(t.plan.last)

@@ -151,7 +151,7 @@ def decide(self: Trainer, batch):
             opt.map = self.parallel.map
     self.gauges = self.new_gauges()
     divided = f", each batch in {parts} parts on {self.parallel.threads} threads" if parts > 1 else ""
-    if why:
+    if why and way != ["fp32", 1]:
         echo(f"{self.what}: computes in {self.precision}{divided} ({why})")
 
 

@@ -124,7 +124,7 @@ def auto_precision(device) -> str:
     if device.type != "cpu":
         return f"{chosen} on {device.type}" + (": it has no BF16 units" if chosen == "fp16" else "")
     if cpu_bf16().startswith("in"):
-        return "fp32 on cpu; bf16 has hardware here, compare --set pretrain.precision=bf16"
+        return "fp32 on cpu, or bf16, which has hardware here: a training measures both at its beginning"
     return "fp32 on cpu: bf16 would be emulated"
 
 # %% ../../nbs/10_workbook/14_doctor.ipynb #8490584f
