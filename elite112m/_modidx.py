@@ -2308,6 +2308,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'elite112m/training/parallel.py'),
                                              'elite112m.training.parallel._add': ( '06_training/parallel.html#_add',
                                                                                    'elite112m/training/parallel.py'),
+                                             'elite112m.training.parallel._rows': ( '06_training/parallel.html#_rows',
+                                                                                    'elite112m/training/parallel.py'),
                                              'elite112m.training.parallel._seconds': ( '06_training/parallel.html#_seconds',
                                                                                        'elite112m/training/parallel.py'),
                                              'elite112m.training.parallel._tensors': ( '06_training/parallel.html#_tensors',

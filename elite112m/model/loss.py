@@ -8,7 +8,6 @@ __all__ = ['linear_loss', 'logits_loss']
 # %% ../../nbs/04_model/10_loss.ipynb #9a93128d
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensor
 
 from ..core.presets import LOGITS
 
@@ -66,13 +65,12 @@ def linear_loss(
     weight,  # (vocabulary, d_model) of the head
     labels,  # (...) target ids; -100 is ignored
     at_a_time: int = LOGITS,  # logits in memory at once
+    rows=None,  # numbers of the positions that have a target, where they are known; None: all are computed
 ) -> torch.Tensor:  # 0-dim, FP32
     "Sum of the cross-entropies of `hidden @ weight.T` against `labels`, without ever holding all logits."
     hidden, labels = hidden.flatten(0, -2), labels.flatten()
-    if labels.device.type == "cpu" and not isinstance(labels, FakeTensor):  # a GPU would have to be waited for
-        wanted = (labels != -100).nonzero()[:, 0]
-        if 0 < len(wanted) < len(labels):
-            hidden, labels = hidden[wanted], labels[wanted]
+    if rows is not None:
+        hidden, labels = hidden[rows], labels[rows]
     learn = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return _LinearLoss.apply(hidden, weight, labels, learn, at_a_time)
 

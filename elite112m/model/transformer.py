@@ -225,13 +225,14 @@ class CausalLM(nn.Module):
         labels=None,  # (B, T) targets, already shifted; -100 is ignored
         doc_ids=None,  # (B, T) document of each token: no token sees another document's
         cache=None,  # a `KVCache`
+        rows=None,  # numbers of the positions (of B * T) that have a target, where they are known
     ):
         "Logits (B, T, vocabulary), or with `labels` the pair (sum of losses, number of targets), 0-dim, FP32."
         mask = None if doc_ids is None else self.mask_for(doc_ids)  # None: plain causality
         hidden, head = self.model(ids, mask, cache), self.model.embed_tokens.weight
         if labels is None:
             return F.linear(hidden, head)
-        return linear_loss(hidden, head, labels), (labels != -100).sum()
+        return linear_loss(hidden, head, labels, rows=rows), (labels != -100).sum()
 
 # %% ../../nbs/04_model/00_transformer.ipynb #a25b5bd9
 @patch

@@ -54,11 +54,17 @@ def _tensors(batch):
     return [None if a is None else torch.as_tensor(a) for a in batch]
 
 
+def _rows(labels):
+    "The positions that have a target, or None if all or none have one."
+    found = (labels != -100).flatten().nonzero()[:, 0]
+    return found if 0 < len(found) < labels.numel() else None
+
+
 @patch
 def gradients(self: ParallelStep, batch, scale: float):  # inputs, targets, document ids or None: (sequences, tokens)
     "Sum of the losses of a part, and the gradients of `scale` times that sum."
     ids, labels, docs = _tensors(batch)
-    loss, _ = self.copy(ids, labels=labels, doc_ids=docs)
+    loss, _ = self.copy(ids, labels=labels, doc_ids=docs, rows=_rows(labels))
     return loss.detach(), torch.autograd.grad(loss * scale, self.weights)
 
 
@@ -108,7 +114,7 @@ def validate(self: ParallelStep, batches) -> float:
     @torch.no_grad()
     def loss(batch):
         ids, labels, docs = _tensors(batch)
-        return self.copy(ids, labels=labels, doc_ids=docs)[0]
+        return self.copy(ids, labels=labels, doc_ids=docs, rows=_rows(labels))[0]
 
     return torch.stack(self.map(loss, batches)).sum().item() / max(count_targets(batches), 1)
 
