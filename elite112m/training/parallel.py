@@ -55,9 +55,12 @@ def _tensors(batch):
 
 
 def _rows(labels):
-    "The positions that have a target, or None if all or none have one."
-    found = (labels != -100).flatten().nonzero()[:, 0]
-    return found if 0 < len(found) < labels.numel() else None
+    "Positions to put through the head: those with a target, and a few more; None for all."
+    there = (labels != -100).flatten()
+    n = (
+        math.ceil(there.sum().item() / 128) * 128
+    )  # few different shapes: each costs a compilation in oneDNN, and memory
+    return there.int().argsort(descending=True, stable=True)[:n] if 0 < n < labels.numel() else None
 
 
 @patch
@@ -177,13 +180,13 @@ def choose(
     work = flops_per_token(model.config, tokens) * sequences * tokens
     if work < LEAST_FLOPS:
         return "fp32" if precision == "auto" else precision, 1, ""
-    precisions = ("fp32", "bf16") if precision == "auto" else (precision,)
-    gain = product_gain(model.config) if precision == "auto" else 1.0
-    if gain < 1.1:
-        precisions = ("fp32",)
+    precisions, slow = (precision,), ""
+    if precision == "auto":
+        gain = product_gain(model.config)
+        precisions = ("fp32", "bf16") if gain >= 1.1 else ("fp32",)
+        slow = "" if gain >= 1.1 else f"; bf16 products run at {gain:.1f} times the speed"
     some = max(threads or torch.get_num_threads(), min(sequences, 4096 // tokens))
     found = try_steps(model, [a if a is None else a[:some] for a in batch], precisions, threads, again)
     best = fastest(found)
     tried = ", ".join(f"{p}{f' in {n} parts' if n > 1 else ''} {s:.3f} s" for (p, n), s in found.items())
-    no_bf16 = f"; bf16 products run at {gain:.1f} times the speed" if gain < 1.1 else ""
-    return *best, f"tried on this machine: {tried}{no_bf16}"
+    return *best, f"tried on this machine: {tried}{slow}"
