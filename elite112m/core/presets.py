@@ -31,7 +31,9 @@ from .sizes import size_name, size_of, sized, web_sources
 _NANO = Preset(
     name="nano",
     model=ModelConfig(vocab_size=4096, n_layers=4, d_model=192, n_heads=3, n_kv_heads=1, d_ff=512, context=256),
-    pretrain=PretrainConfig(steps=720, batch_size=4, eval_every=100, eval_batches=16, lr=2e-2),
+    pretrain=PretrainConfig(
+        **{"steps": 360, "batch_size": 8, "eval_every": 60, "lr": 2.8e-2, "muon_lr": 0.028, "warmup_steps": 15}
+    ),
     sft=SFTConfig(examples=30_000, batch_size=8, lr=1.4e-2, muon_lr=0.02, eval_every=100),
 )
 _MICRO = Preset(
