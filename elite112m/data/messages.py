@@ -32,8 +32,10 @@ def check_messages(messages):
 
 # %% ../../nbs/02_data/01_messages.ipynb #15ba36b9
 def conversation(item) -> list[dict]:
-    "A generated exercise (anything with `prompt` and `reply`) as messages."
-    return [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": item.reply}]
+    "A generated exercise (anything with `prompt` and `reply`, perhaps a `history` of turns) as messages."
+    turns = [*getattr(item, "history", ()), (item.prompt, item.reply)]
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(roles, turn)]
 
 # %% ../../nbs/02_data/01_messages.ipynb #6d0cb67c
 def segments(messages) -> list[tuple[str, bool]]:
