@@ -38,6 +38,7 @@ from elite112m.evaluation.base_model import (
     open_newest,
     word_logprobs,
 )
+from .casual import casual, casual_table
 from .checks import well_formed_math
 from .contamination import contamination
 from .gsm8k import check_gsm8k, gsm8k
@@ -179,6 +180,8 @@ _register_standard("humaneval", humaneval, check_humaneval)
 _register_standard("bits", bits_per_byte, check_bits)
 _register_standard("lm-eval", lm_eval, check_lm_eval)
 
+TASKS["casual"] = casual
+
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #9e78800a
 def check_tasks(names, options: Options = Options()):
     "Raise `InputError` for an unknown task, and for options of a task that is not asked for."
@@ -223,7 +226,7 @@ def results_of(model: ChatModel, folder, tasks, options: Options) -> dict:  # th
     return results
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #cfb64d85
-_OUTPUT_FILES = (*EVALUATION_FILES, "base.jsonl", "gsm8k.jsonl", "humaneval.jsonl", "lm_eval.json")
+_OUTPUT_FILES = (*EVALUATION_FILES, "base.jsonl", "casual.jsonl", "gsm8k.jsonl", "humaneval.jsonl", "lm_eval.json")
 
 
 def _written(out) -> tuple:
@@ -311,7 +314,7 @@ def _base_row(domain, found):
 def _other_figures(results):
     "The single figures of the tasks that have no table of their own."
     for name, found in results["tasks"].items():
-        if name not in ("suite", "base"):
+        if name not in ("suite", "base", "casual"):
             yield from ((f"{name}.{k}", v) for k, v in found.items() if isinstance(v, (int, float, str)))
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #a3b09a53
@@ -324,6 +327,8 @@ def evaluation_summary(results: dict) -> str:
     if base:
         domains = [_base_row(d, r) for d, r in base["domains"].items()]
         parts.append(text_table([*domains, _base_row("all", base)]))
+    if "casual" in results["tasks"]:
+        parts.append(text_table(casual_table(results["tasks"]["casual"])))
     if rest := [{"": k, "value": v} for k, v in _other_figures(results)]:
         parts.append(text_table(rest))
     return "\n\n".join(parts)
