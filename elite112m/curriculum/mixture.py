@@ -16,24 +16,27 @@ from pathlib import Path
 from ..core.config import require
 from ..core.files import atomic
 from .arithmetic import arithmetic_examples, as_gsm8k, family_stream
+from .everyday import conversation_examples, everyday_examples
 from .instructions import instruction_examples, instruction_parts
 from .lessons import Item, lesson_documents, lesson_examples
 from ..data.messages import conversation
 
 # %% ../../nbs/03_curriculum/12_mixture.ipynb #c622813b
-MIXTURE = {"curriculum": 2, "arithmetic": 3, "instructions": 3}
+MIXTURE = {"curriculum": 2, "arithmetic": 3, "instructions": 3, "everyday": 1}
 
 
 def mixture(
     split: str = "train",  # "train", "val" or "test"
     seed: int = 0,  # decides everything that is drawn
-    weights: dict = None,  # relative frequency of "curriculum", "arithmetic" and "instructions"; `MIXTURE` if not given
+    weights: dict = None,  # relative frequency of each generator; `MIXTURE` if not given
+    name: str = "",  # what the model calls itself; without one it is not asked
 ):  # endless `Item`s
-    "Endless exercises of all three generators. Raises `InputError` for unknown names or unusable weights."
+    "Endless exercises of all four generators. Raises `InputError` for unknown names or unusable weights."
     generators = {
         "curriculum": lesson_examples(split, seed),
         "arithmetic": arithmetic_examples(split, seed),
         "instructions": instruction_examples(split, seed),
+        "everyday": everyday_examples(split, seed, name),
     }
     yield from family_stream(lambda name, split, r: next(generators[name]), MIXTURE, split, seed, weights)
 
@@ -129,7 +132,7 @@ def curriculum_stream(
     seed: int,  # decides everything that is drawn
 ):
     "Endless lessons: for every five conversations (lists of messages) a document and a drill (strings)."
-    documents, exercises = lesson_documents(split, seed), lesson_examples(split, seed)
+    documents, exercises = lesson_documents(split, seed), conversation_examples(split, seed)
     words = set()
     for text in islice(lesson_documents(split, seed), 400):
         words |= set(re.findall("[a-z]{2,}", text))

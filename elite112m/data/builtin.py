@@ -60,7 +60,7 @@ def stdlib_documents():
 
 # %% ../../nbs/02_data/16_builtin.ipynb #69e47c64
 GENERATORS = {  # name of a built-in source -> the function that makes it, of a split and a seed
-    "curriculum": "elite112m.curriculum.lessons:lesson_examples",  # items
+    "curriculum": "elite112m.curriculum.everyday:conversation_examples",  # items
     "mixture": "elite112m.curriculum.mixture:mixture",  # items
     "curriculum stream": "elite112m.curriculum.mixture:curriculum_stream",  # documents and conversations
 }

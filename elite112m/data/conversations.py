@@ -230,6 +230,7 @@ def conversations(
     split: str,  # "train" or "val"
     seed: int,  # decides what our own sources draw
     faults: Counter,  # counts what is passed over
+    name: str = "",  # what the model calls itself in our own sources; without one it is not asked
 ):
     "The conversations of a source, as messages. Raises `InputError` for one that cannot be read."
     require(
@@ -237,7 +238,7 @@ def conversations(
         f"{source.spec}: tokens and column are for pretraining; conversations have a weight at most",
     )
     if source.place in ("curriculum", "mixture"):
-        yield from map(conversation, generator(source.place)(split, seed))
+        yield from map(conversation, generator(source.place)(split, seed, name=name))
         return
     for row, where in rows_of(source, faults):
         if not (messages := messages_of(row, where, faults)):
@@ -246,11 +247,11 @@ def conversations(
             yield messages
 
 # %% ../../nbs/02_data/12_conversations.ipynb #15bd4309
-def chosen(specs, split: str, n: int, seed: int, faults: Counter = None):
+def chosen(specs, split: str, n: int, seed: int, faults: Counter = None, name: str = ""):
     "At most `n` conversations of the sources, in the proportion of their weights."
     faults = Counter() if faults is None else faults
     yield from islice(
-        in_proportion([(s.weight, conversations(s, split, seed, faults)) for s in map(parse_source, specs)]), n
+        in_proportion([(s.weight, conversations(s, split, seed, faults, name)) for s in map(parse_source, specs)]), n
     )
 
 
