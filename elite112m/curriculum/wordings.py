@@ -16,12 +16,16 @@ from ..core.config import require
 # %% ../../nbs/03_curriculum/13_wordings.ipynb #910e98f4
 FRAMES = json.loads((files("elite112m") / "assets" / "wordings.json").read_text("utf-8"))
 
+_QUESTION = re.compile(
+    r"(?:what|which|who|whose|where|when|how|in|on|at|of|to|from|is|do|does|can|could|would|any|what's|who's)\b"
+)
+
 
 def core_of(sentence: str) -> tuple[str, str]:  # a template with slots
     "The kind of a sentence and the core: without its last mark, the first letter small."
-    if re.search(r"[.?!] \S", sentence):
+    if re.search(r"[.?!] \S", sentence) or sentence.startswith("I "):
         return "text", sentence
-    kind = "question" if sentence.endswith("?") else "request"
+    kind = "question" if sentence.endswith("?") or _QUESTION.match(sentence.lower()) else "request"
     core = sentence.rstrip("?.")
     starts_with_name = core.startswith(("I ", "x ", "{", '"')) or core[1:2].isupper()
     return kind, core if starts_with_name else core[0].lower() + core[1:]
@@ -55,9 +59,6 @@ def framed(
 _CONTRACTED = re.compile(r"\b(what|who|where|how|it|that) is\b(?! \w+ing\b)")
 _ASKS = re.compile(
     r"(?:hey|hi|ok|so|well|oh|listen|just curious|hey there|maybe you know|i wonder|tell me|please tell me),? "
-)
-_QUESTION = re.compile(
-    r"(?:what|which|who|whose|where|when|how|in|on|at|of|to|from|is|do|does|can|could|would|any|whats|what's|who's)\b"
 )
 
 
@@ -126,5 +127,5 @@ def prompt_of(
     template = styled(core[0], framed(*core, r, frames), r, style)
     if style in ("bare", "slips") and names:
         slots = slots | {k: slots[k].lower() for k in names if isinstance(slots.get(k), str)}
-    text = template.format(**slots)
+    text = re.sub(r"([.?!])[.?!]$", r"\1", template.format(**slots))  # a slot may have a mark of its own
     return text[0].upper() + text[1:] if style == "neat" else text
