@@ -108,23 +108,39 @@ def write_gsm8k(
     return path
 
 # %% ../../nbs/03_curriculum/12_mixture.ipynb #1a0b5f59
+def _repetition(r, words):
+    "A random row of words, numbers or letters, or of all three, written two or three times."
+    kinds = (lambda: r.choice(words), lambda: str(r.randint(0, 99)), lambda: r.choice(string.ascii_letters))
+    kind = r.choice((*kinds, None))  # None: a mixed row
+    gap = r.choice((" ", ", ", "\n"))
+    row = gap.join((kind or r.choice(kinds))() for _ in range(r.randint(5, 20)))
+    return "\n".join([row] * r.randint(2, 3))
+
+# %% ../../nbs/03_curriculum/12_mixture.ipynb #280a31c8
+def _number_row(r):
+    "A few lines that count up or down, go on in steps, or compare; all numbers from 100 to 999."
+    kind = r.choice(("count", "count", "step", "compare"))
+    if kind == "compare":
+        pairs = [sorted(r.sample(range(100, 1000), 2)) for _ in range(r.randint(4, 8))]
+        say = lambda a, b: f"{b} is larger than {a}." if r.random() < 0.5 else f"{a} is smaller than {b}."
+        return "\n".join(say(*p) for p in pairs)
+    rows = []
+    for _ in range(r.randint(2, 4)):
+        step = 1 if kind == "count" else r.choice((2, 3, 4, 5, 10))
+        start, n = r.randint(100, 880), r.randint(4, 9)
+        row = [str(start + step * i) for i in range(n)]
+        rows.append(", ".join(row if r.random() < 0.6 else row[::-1]))
+    return "\n".join(rows)
+
+
 def drills(
     words,  # to draw from
     seed,  # decides everything that is drawn
 ):
-    "Endless repetition exercises: a random row of words, numbers and letters, repeated two or three times."
+    "Endless drills, half of them repetitions of a random row, half of them rows of numbers."
     r = random.Random(f"{seed} drills")
-    word, number, letter = (
-        lambda: r.choice(words),
-        lambda: str(r.randint(0, 99)),
-        lambda: r.choice(string.ascii_letters),
-    )
-    kinds = (word, number, letter)
     while True:
-        kind = r.choice((*kinds, None))  # None: a mixed row
-        gap = r.choice((" ", ", ", "\n"))
-        row = gap.join((kind or r.choice(kinds))() for _ in range(r.randint(5, 20)))
-        yield "\n".join([row] * r.randint(2, 3))
+        yield _repetition(r, words) if r.random() < 0.5 else _number_row(r)
 
 # %% ../../nbs/03_curriculum/12_mixture.ipynb #c48a4422
 def curriculum_stream(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SET_ASIDE', 'BASIS', 'known_gpu', 'memory_bytes', 'own_gpu', 'planned_precision', 'cut_step', 'what_would_fit',
-           'disk_bytes', 'unfused_note', 'fit_plan', 'plan_text']
+           'disk_bytes', 'fit_plan', 'plan_text']
 
 # %% ../../nbs/10_workbook/17_fit.ipynb #ec4ebb42
 import re
@@ -121,18 +121,6 @@ def disk_bytes(p: Preset) -> dict:
         "result": 4 * p.model.n_params,
     }
 
-# %% ../../nbs/10_workbook/17_fit.ipynb #c71ea6d0
-def unfused_note(p: Preset, gpu: GPU | None) -> str | None:
-    "What attention without a fused kernel needs beyond the estimate; None where there is one."
-    m = p.model
-    if not gpu or gpu.capability >= (8, 0) or m.n_kv_heads == m.n_heads:
-        return None
-    scores = 4 * m.n_heads * m.context**2 / 1e9  # GB a sequence and layer
-    return (
-        f"this card has no fused attention for grouped heads: up to {scores * m.n_layers:.2f} GB a sequence more than "
-        f"counted ({scores:.2f} with recompute), and slower; the run finds its micro-batch by trying"
-    )
-
 # %% ../../nbs/10_workbook/17_fit.ipynb #75ee9f5a
 BASIS = (
     f"data-sheet peaks, of which products reach {ACHIEVED['matrix']:.0%}, attention {ACHIEVED['attention']:.0%} and "
@@ -165,7 +153,6 @@ def fit_plan(
     plan |= _how_long(p, speed and speed * gpus, card, precision)
     plan["disk_gb"] = {k: v / 1e9 for k, v in disk_bytes(p).items()}
     plan["advice"] = None if cut else what_would_fit(p, memory, precision, gpus)
-    plan["note"] = unfused_note(p, card)
     return plan
 
 # %% ../../nbs/10_workbook/17_fit.ipynb #1ec959e8
@@ -191,7 +178,6 @@ def plan_text(plan: dict) -> str:
     parts = [f"{name} {gb:.2f}" for name, gb in plan["parts_gb"].items() if gb > 0.005]
     lines.append(f"memory: {plan['needed_gb']:.2f} GB: {', '.join(parts)}, margin {plan['margin_gb']:.2f}")
     lines += [_time_text(plan), f"disk:   {', '.join(f'{name} {gb:.2f} GB' for name, gb in plan['disk_gb'].items())}"]
-    lines += [f"note:   {plan['note']}"] if plan["note"] else []
     return "\n".join([*lines, _next_text(plan)])
 
 

@@ -144,3 +144,18 @@ def test_only_a_gpu_with_16_bits_takes_bounds(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         assert takes_bounds(cuda, torch.bfloat16, 64) == takes_bounds(cuda, torch.float16, 64) == wanted
         assert not takes_bounds(cuda, torch.float32, 64) and not takes_bounds(cuda, torch.bfloat16, 20)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_old_cards_get_a_key_head_for_each_query_head(monkeypatch, masked):
+    "The same numbers; fused attention is then asked for without shared keys. Not run on such a card."
+    m = CausalLM(ModelConfig(vocab_size=64, n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, d_ff=64))
+    ids = torch.randint(0, 64, (2, 24))
+    docs = torch.arange(24).repeat(2, 1) // 9 if masked else None
+    shared = m(ids, doc_ids=docs)
+    asked, attention = [], F.scaled_dot_product_attention
+    heads = lambda q, k, v, **how: asked.append((q.shape[1], k.shape[1], v.shape[1])) or attention(q, k, v, **how)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", heads)
+    monkeypatch.setattr(transformer, "fuses_groups", lambda device: False)
+    torch.testing.assert_close(m(ids, doc_ids=docs), shared)
+    assert asked == [(4, 4, 4)] * 2
