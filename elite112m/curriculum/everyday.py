@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..core.config import require
 from .lessons import SPLITS, WORDINGS, Item, _table, lesson_examples, split_of
-from .wordings import core_of, prompt_of
+from .wordings import core_of, cores_of, prompt_of
 
 # %% ../../nbs/03_curriculum/14_everyday.ipynb #00595a43
 FIRST_CONTACT = "First contact"
@@ -154,6 +154,22 @@ def everyday_items(
             return list(found.values())
         found.setdefault((item.key.split(":")[0], item.prompt.casefold()), item)
 
+# %% ../../nbs/03_curriculum/14_everyday.ipynb #eda42e1e
+_SMALL_SUMS = _EVERYDAY["sums"]
+
+
+def _draw_small_sum(split, r):
+    "A random difference or quotient, or None where it belongs to another split."
+    op, c, b = r.choice("--/"), r.randint(0, 20), r.randint(1, 20)
+    a = c + b if op == "-" else c * b
+    step = f"{a}{op}{b}"
+    if split_of(step) != split or (op == "/" and b > 12):
+        return None
+    table, slots = _SMALL_SUMS[op], dict(a=a, b=b)
+    prompt = prompt_of(r.choice(cores_of(table, table["ask"])), slots, r)
+    reply = f"{a} {op} {b} = <<{step}={c}>>{c}\n#### {c}"
+    return Item("Arithmetic: Small", step, prompt, reply, dict(kind="number", answer=c))
+
 # %% ../../nbs/03_curriculum/14_everyday.ipynb #915ef2ac
 FOLLOWED = (
     "capital",
@@ -184,14 +200,16 @@ def conversation_examples(
     name: str = "",  # what the model calls itself; without one it is not asked
     everyday: float = 0.18,  # share of everyday items
 ):  # endless `Item`s
-    "Lessons and everyday items, some with earlier turns. Raises `InputError` for unusable arguments."
+    "Lessons, everyday items and small sums, some with earlier turns. Raises `InputError` for unusable arguments."
     require(0 <= everyday <= 1, f"everyday: the share must be between 0 and 1, not {everyday}")
     r = random.Random(f"{seed} {split} conversations")
     lessons, talks = lesson_examples(split, seed), everyday_examples(split, seed, name)
     last = {}  # relation -> the fact asked before
     alone = lambda: next(i for i in (talks if r.random() < 0.4 else lessons) if not i.history)
     while True:
-        item = next(talks if r.random() < everyday else lessons)
+        item = _draw_small_sum(split, r) if r.random() < 0.03 else next(talks if r.random() < everyday else lessons)
+        if not item:
+            continue
         short = len(item.prompt) + len(item.reply) < 160
         relation = item.key.split(":")[0]
         if relation in FOLLOWED and r.random() < 0.12 and relation in last:

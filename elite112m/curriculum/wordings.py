@@ -90,6 +90,34 @@ def _mark(kind, template):
     core = _ASKS.sub("", template)
     return "?" if kind in ("question", "short") or _QUESTION.match(core) or template.endswith("it") else "."
 
+# %% ../../nbs/03_curriculum/13_wordings.ipynb #a4a86ad6
+_SMALL_WORDS = re.compile(r"\b(?:the|an?|is|are|of|do|does|to|what|what's|it|that|for|me)\b ?")
+
+
+def _filler(r):
+    "One or two made-up syllables."
+    vowels, ends = "aeiou", " " * 3 + "bdfgklmnprstxz"
+    syllable = lambda: (r.choice("bcdfghjklmnprstvwyz") + r.choice(vowels) + r.choice(ends)).strip()
+    words = ("".join(syllable() for _ in range(r.choice((1, 1, 2)))) for _ in range(r.choice((1, 1, 2))))
+    return " ".join(words)
+
+
+def _roughened(core, template, r):
+    "A framed template with filler words, without small words, or as it is."
+    chance = r.random()
+    if chance < 0.1 and _fits("{c} ...", core[1]) and core[0] != "text":
+        return f"{template} {_filler(r)}"
+    if chance < 0.22:
+        return f"{_filler(r)} {template}"
+    if chance < 0.34 and core[0] not in ("text", "talk"):
+        kept = "".join(part if part.startswith("{") else _drop(part, r) for part in re.split(r"({.*?})", template))
+        return kept.strip() or template
+    return template
+
+
+def _drop(text, r):
+    return _SMALL_WORDS.sub(lambda m: "" if r.random() < 0.6 else m[0], text)
+
 # %% ../../nbs/03_curriculum/13_wordings.ipynb #6a62d69a
 STYLES = ("neat", "plain", "bare", "slips")
 
@@ -124,7 +152,10 @@ def prompt_of(
 ) -> str:
     "A prompt that asks for a core in a random frame and style."
     style = r.choice(styles) if styles else r.choices(list(_USUAL), _USUAL.values())[0]
-    template = styled(core[0], framed(*core, r, frames), r, style)
+    template = framed(*core, r, frames)
+    if frames == "train" and style in ("bare", "slips"):
+        template = _roughened(core, template, r)
+    template = styled(core[0], template, r, style)
     if style in ("bare", "slips") and names:
         slots = slots | {k: slots[k].lower() for k in names if isinstance(slots.get(k), str)}
     text = re.sub(r"([.?!])[.?!]$", r"\1", template.format(**slots))  # a slot may have a mark of its own
