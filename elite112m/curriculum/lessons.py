@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['CATEGORY_WEIGHTS', 'CATEGORIES', 'SPLITS', 'WORDINGS', 'Item', 'split_of', 'items', 'lesson_examples',
-           'lesson_documents']
+           'lesson_documents', 'worded', 'everyday_items']
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #f61e3385
 import json
 import operator
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.resources import files
@@ -456,3 +456,30 @@ def lesson_documents(
         line_by_line = "\n" in "".join(lines) or category.startswith(("Math", "Code", "Instruction: S"))
         if words >= 30:
             yield ("\n" if line_by_line else " ").join(lines)
+
+# %% ../../nbs/03_curriculum/00_lessons.ipynb #c6f18279
+def worded(category: str, split: str, n: int, seed: int = 0) -> list[tuple]:  # one tuple of `Item`s an exercise
+    "Stub: `n` exercises of a category, each in the wordings of `WORDINGS`."
+    found = []
+    for i in items(category, split, n, seed):
+        other = replace(i, prompt=f"Please answer: {i.prompt}", wording="other")
+        casual = replace(i, prompt=i.prompt.lower().rstrip("?.! ") + " pls", wording="casual")
+        found.append((i, other, casual))
+    return found
+
+
+def everyday_items(split: str, n: int, seed: int = 0) -> list[Item]:
+    "Stub: three items of First contact."
+    category, keywords = "First contact", lambda *words: dict(kind="keywords", groups=[list(words)], max_sentences=4)
+    return [
+        Item(category, "hello", "hello there, anyone in", "Hello! How can I help you?", keywords("hello", "hi")),
+        Item(category, "who", "So who exactly am I talking to?", "I am a small language model.", keywords("model")),
+        Item(
+            category,
+            "weather",
+            "And is it raining here just now?",
+            "I cannot know the weather where you are.",
+            keywords("cannot", "can't", "don't know"),
+            (("Hello.", "Hello! How can I help you?"),),
+        ),
+    ][:n]
