@@ -179,7 +179,7 @@ class SFTConfig(TrainConfig):
 class EvaluateConfig:
     "The scored suite."
 
-    items: int = 30  # held-out items in each category
+    items: int = 30  # held-out exercises in each category, each asked in several wordings
     max_new_tokens: int = 128  # length limit of an answer, tokens
     batch_size: int = 64  # prompts answered together
 

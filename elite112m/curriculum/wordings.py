@@ -139,7 +139,7 @@ def styled(kind: str, template: str, r: random.Random, style: str) -> str:
     return with_slip(template, r) if style == "slips" else template
 
 # %% ../../nbs/03_curriculum/13_wordings.ipynb #e4251155
-_USUAL = {"neat": 10, "plain": 3, "bare": 7, "slips": 2}
+_USUAL = {"neat": 8, "plain": 3, "bare": 8, "slips": 2}
 
 
 def prompt_of(

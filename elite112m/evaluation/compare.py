@@ -11,18 +11,17 @@ import math
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 from fastcore.basics import patch
 
 from ..core.config import InputError, require
 from ..core.files import text_table
 from ..core.runs import Run
-from ..curriculum.lessons import CATEGORIES
+from ..curriculum.lessons import CATEGORIES, WORDINGS
 from .checks import well_formed_math
-from .suite import LINES, ROWS, percent, rate
+from .suite import LINES, ROWS, exercise_sums, percent, rate
 
 # %% ../../nbs/08_evaluation/14_compare.ipynb #ce4042a5
-def mcnemar(broken: int, fixed: int) -> float:  # items that changed each way
+def mcnemar(broken: int, fixed: int) -> float:  # exercises that changed each way
     "Two-sided p-value of McNemar's exact test (1947)."
     n, k = broken + fixed, min(broken, fixed)
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
@@ -33,14 +32,29 @@ def _distance(one, two, phi):
     return math.sqrt(max(one**2 - 2 * phi * one * two + two**2, 0))
 
 
-def paired_difference(a, b, samples: int = 1) -> dict:  # verdicts of the same items: shares of right replies
-    "Rates of A and B, their difference with its 95 % interval, the items that changed, and the p-value."
-    ra, rb = rate(a, samples), rate(b, samples)
-    va, vb = np.asarray(a, float), np.asarray(b, float)
-    varied = len(va) and va.std() and vb.std()
-    phi = float(np.corrcoef(va, vb)[0, 1]) if varied else 0.0
+def _correlation(a, b, exercises):
+    "Of the exercises' sums, after what the rates make expected; a positive one less half a pair, as in method 10."
+    (sums_a, size), (sums_b, _) = exercise_sums(a, exercises), exercise_sums(b, exercises)
+    za, zb = sums_a - size * sums_a.sum() / size.sum(), sums_b - size * sums_b.sum() / size.sum()
+    scatter, common = math.sqrt((za**2).sum() * (zb**2).sum()), float((za * zb).sum())
+    if common > 0:
+        common = max(common - size.mean() ** 2 / 2, 0)
+    return common / scatter if scatter > 1e-9 else 0.0
+
+
+def paired_difference(
+    a,  # verdicts of A: of an item's replies the share that is right
+    b,  # those of B of the same items
+    samples: int = 1,  # replies to each item
+    exercises=None,  # for each item the exercise that it asks; by default each asks another one
+) -> dict:
+    "Rates of A and B, their difference with its 95 % interval, the exercises that changed, and the p-value."
+    exercises = list(range(len(a)) if exercises is None else exercises)
+    ra, rb = rate(a, samples, exercises), rate(b, samples, exercises)
+    phi = _correlation(a, b, exercises) if exercises else 0.0
     difference = rb["rate"] - ra["rate"]
-    broken, fixed = int((vb < va).sum()), int((vb > va).sum())
+    change = exercise_sums(b, exercises)[0] - exercise_sums(a, exercises)[0]
+    broken, fixed = int((change < -1e-9).sum()), int((change > 1e-9).sum())
     return {
         "a": ra,
         "b": rb,
@@ -54,7 +68,7 @@ def paired_difference(a, b, samples: int = 1) -> dict:  # verdicts of the same i
 
 # %% ../../nbs/08_evaluation/14_compare.ipynb #b3682813
 _FIELDS = ("reply", "reference", "correct", "ended")
-_LATER_FIELDS = ("correct_with_calculator",)  # which results of older versions lack
+_LATER_FIELDS = ("correct_with_calculator", "key", "wording")  # which results of older versions lack
 
 
 def _results_folder(path):
@@ -65,7 +79,7 @@ def _results_folder(path):
     return folder
 
 # %% ../../nbs/08_evaluation/14_compare.ipynb #c51cb517
-def read_answers(path) -> tuple:  # results, {(category, prompt): its rows}
+def read_answers(path) -> tuple:  # results, {(category, prompt, earlier turns): its rows}
     "The results of a folder. Raises `InputError` where there are none."
     folder, answers = _results_folder(path), {}
     try:
@@ -73,7 +87,8 @@ def read_answers(path) -> tuple:  # results, {(category, prompt): its rows}
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         for row in map(json.loads, lines):
             kept = {k: row[k] for k in _FIELDS} | {k: row[k] for k in _LATER_FIELDS if k in row}
-            answers.setdefault((row["category"], row["prompt"]), []).append(kept)
+            item = row["category"], row["prompt"], json.dumps(row.get("history", []))
+            answers.setdefault(item, []).append(kept)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder} holds damaged results: evaluate again") from None
     return results, answers
@@ -100,33 +115,40 @@ class _Pair:
         self.keys = [k for k in a if k in b]
         self.samples = max(len(rows) for answers in (a, b) for rows in answers.values())
 
-    def difference(self, keys, judged=_is_right):
+    def said(self, key, name, default):
+        "What the rows of an item say of it; those of older results lack it."
+        return self.a[key][0].get(name, self.b[key][0].get(name, default))
+
+    def exercise(self, key):
+        return key[0], self.said(key, "key", key[1])
+
+    def difference(self, categories, judged=_is_right, wordings=WORDINGS):
+        keys = [k for k in self.keys if k[0] in categories and self.said(k, "wording", WORDINGS[0]) in wordings]
         a, b = ([_share(answers[k], judged) for k in keys] for answers in (self.a, self.b))
-        return paired_difference(a, b, self.samples)
+        return paired_difference(a, b, self.samples, map(self.exercise, keys))
 
     def of_row(self, name, categories):
-        keys = [k for k in self.keys if k[0] in categories]
-        return self.difference(keys, _is_formed if name == "Math format" else _is_right)
+        return self.difference(categories, _is_formed if name == "Math format" else _is_right)
 
     def of_lines(self):
         "The lines below the six rows; without those that one of the results is too old for."
         found = {}
         for name, (categories, judged) in LINES.items():
             with suppress(KeyError):
-                keys = [k for k in self.keys if k[0] in categories]
-                found[name] = self.difference(keys, judged)
+                found[name] = self.difference(categories, judged)
         return found
 
     def of_categories(self):
-        keys = {c: [k for k in self.keys if k[0] == c] for c in CATEGORIES}
-        return {c: self.difference(ks) for c, ks in keys.items() if ks}
+        found = {c: self.difference((c,)) for c in CATEGORIES}
+        return {c: d for c, d in found.items() if d["a"]["total"]}
 
 # %% ../../nbs/08_evaluation/14_compare.ipynb #46cd547e
 @patch
 def entry(self: _Pair, key):
     "An item with both replies."
     a, b = self.a[key][0], self.b[key][0]
-    return {"category": key[0], "prompt": key[1], "reference": a["reference"], "a": a["reply"], "b": b["reply"]}
+    said = {"category": key[0], "wording": self.said(key, "wording", WORDINGS[0]), "prompt": key[1]}
+    return said | {"reference": a["reference"], "a": a["reply"], "b": b["reply"]}
 
 
 @patch
@@ -161,9 +183,11 @@ def compared(
         "a": str(a),
         "b": str(b),
         "items": n,
+        "exercises": len(set(map(pair.exercise, pair.keys))),
         "left_out": [na - n, nb - n],
         "options": [results_a.get("options"), results_b.get("options")],
-        "all": pair.difference(pair.keys),
+        "all": pair.difference(CATEGORIES),
+        "wordings": {w: pair.difference(CATEGORIES, wordings=(w,)) for w in WORDINGS},
         "rows": {name: pair.of_row(name, categories) for name, categories in ROWS.items()},
         "lines": pair.of_lines(),
         "categories": pair.of_categories(),
@@ -203,7 +227,7 @@ def _list_text(title, entries, limit):
 
 # %% ../../nbs/08_evaluation/14_compare.ipynb #d4dd1a90
 def _heading(found):
-    text = f"A: {found['a']}\nB: {found['b']}\n{found['items']} items"
+    text = f"A: {found['a']}\nB: {found['b']}\n{found['items']} items of {found['exercises']} exercises"
     left_a, left_b = found["left_out"]
     return text + (f"; left out {left_a} of A's and {left_b} of B's" if left_a or left_b else "")
 
@@ -213,13 +237,14 @@ def compare_text(found: dict, limit: int | None = 5) -> str:  # limit: items of 
     parts, (options_a, options_b) = [_heading(found)], found["options"]
     if options_a != options_b:
         parts.append(f"they were asked differently: {options_a} and {options_b}")
-    rows = [_line(r, d) for r, d in (found["rows"] | found["lines"]).items() if d["a"]["total"]]
-    parts.append(text_table([_line("all items", found["all"]), *rows]))
+    lines = {"All categories": found["all"]} | found["wordings"] | found["rows"] | found["lines"]
+    parts.append(text_table([_line(name, d) for name, d in lines.items() if d["a"]["total"]]))
     changed = {c: d for c, d in found["categories"].items() if d["fixed"] or d["broken"]}
     if changed:
         parts.append(text_table([_line(c, d) for c, d in changed.items()]))
     parts.append(_list_text("wrong in A, right in B", found["fixed"], limit))
     parts.append(_list_text("right in A, wrong in B", found["broken"], limit))
     parts.append(_list_text("wrong in both", found["both_wrong"], None if limit is None else 0))
+    parts.append("fixed, broken: exercises of which more or fewer replies are right than in A")
     parts.append("p: McNemar's exact test; so many lines are tested that one in twenty would be below 0.05 by chance")
     return "\n\n".join(parts)

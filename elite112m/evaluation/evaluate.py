@@ -47,8 +47,10 @@ from .lm_eval import check_lm_eval, lm_eval
 from elite112m.evaluation.suite import (
     ROWS,
     best_constant,
+    exam,
     item_verdicts,
     judge,
+    lines_by_wording,
     picture,
     rows_table,
     score_lines,
@@ -62,7 +64,7 @@ from .tasks import write_rows
 class Options:
     "How a model is asked."
 
-    items: int = EvaluateConfig.items  # held-out items a category
+    items: int = EvaluateConfig.items  # held-out exercises a category, and items of First contact
     max_new_tokens: int = EvaluateConfig.max_new_tokens  # length limit of a reply, tokens
     batch_size: int = EvaluateConfig.batch_size  # prompts answered together
     temperature: float = 0.0  # 0 is greedy
@@ -75,7 +77,7 @@ class Options:
         return dict(temperature=self.temperature, seed=self.seed * 1009 + sample)
 
 
-QUICK_ITEMS = dict(items=5, max_new_tokens=64)
+QUICK_ITEMS = dict(items=2, max_new_tokens=64)
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #0cda688c
 TASKS = {}  # name -> function(model, folder, options) -> dict
@@ -93,12 +95,14 @@ def task(name: str):
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #0988211a
 def _answers(model, items, options, sample):
     "A row of generations.jsonl for each item."
-    talks = [conversation(i)[:1] for i in items]
+    talks = [conversation(i)[:-1] for i in items]
     replies = model.replies(talks, options.max_new_tokens, options.batch_size, "evaluate", **options.how(sample))
     verdicts = judge(items, [r.text for r in replies])
     return [
         {
             "category": i.category,
+            "key": i.key,
+            "wording": i.wording,
             "prompt": i.prompt,
             "reply": r.text,
             "reference": i.reply,
@@ -106,6 +110,7 @@ def _answers(model, items, options, sample):
             "ended": r.ended,
             "sample": sample,
         }
+        | ({"history": i.history} if i.history else {})
         for i, r, v in zip(items, replies, verdicts)
     ]
 
@@ -116,7 +121,7 @@ def _add_calculated(model, items, rows, options, sample):
     again = [k for k in math if "<<" in rows[k]["reply"]]
     seeds = row_seeds(options.how(sample)["seed"], len(items))
     how = options.how(sample) | {"seed": [seeds[k] for k in again], "calculator": True}
-    talks = [conversation(items[k])[:1] for k in again]
+    talks = [conversation(items[k])[:-1] for k in again]
     ask = (talks, options.max_new_tokens, options.batch_size, "with the calculator")
     replies = model.replies(*ask, **how) if again else []
     texts = {k: rows[k]["reply"] for k in math} | {k: r.text for k, r in zip(again, replies)}
@@ -127,18 +132,19 @@ def _add_calculated(model, items, rows, options, sample):
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #18cce2d6
 @task("suite")
 def suite_task(model, folder, options) -> dict:
-    "Answer the suite; writes generations.jsonl and suite.png."
-    items, n = suite(options.items), options.samples
-    samples = ((s, _answers(model, items, options, s)) for s in range(n))
-    rows = [row for s, found in samples for row in _add_calculated(model, items, found, options, s)]
-    right = item_verdicts([r["correct"] for r in rows], n)
-    formed = item_verdicts([well_formed_math(r["reply"]) for r in rows], n)
+    "Answer the suite and First contact; writes generations.jsonl and suite.png."
+    items, asked, n = suite(options.items), exam(options.items), options.samples
+    samples = ((s, _answers(model, asked, options, s)) for s in range(n))
+    rows = [row for s, found in samples for row in _add_calculated(model, asked, found, options, s)]
+    right = item_verdicts([r["correct"] for r in rows], n)[: len(items)]  # the suite's; First contact comes behind it
+    formed = item_verdicts([well_formed_math(r["reply"]) for r in rows], n)[: len(items)]
     results = score_suite(items, right, formed, n) | {
         "lines": score_lines(rows, n),
+        "lines_by_wording": lines_by_wording(rows, n),
         "constant": best_constant(items),
         "items": len(items),
         "ended": sum(r["ended"] for r in rows) / len(rows),
-        "right": sum(r["correct"] for r in rows) / len(rows),
+        "right": sum(right) / len(right),
     }
     write_rows(folder / "generations.jsonl", rows)
     _save_picture(results, f"{model.name}: {len(items)} items", folder / "suite.png")
@@ -207,12 +213,15 @@ def _no_results(model, options):
     }
 
 
+_RATES = "rows categories all wordings rows_by_wording lines lines_by_wording constant".split()
+
+
 def _with_task(results, name, model, folder, options):
     "The results and those of one more task."
     start = time.time()
     found, more = TASKS[name](model, Path(folder), options), {}
     if name == "suite":
-        more = {k: found.pop(k) for k in ("rows", "categories", "lines", "constant")}
+        more = {k: found.pop(k) for k in _RATES}
         more |= {k: found[k] for k in ("items", "ended")}
     tasks = results["tasks"] | {name: found | {"seconds": round(time.time() - start, 1)}}
     return results | more | {"tasks": tasks}
@@ -339,11 +348,11 @@ def evaluate(job, device="auto"):
     cfg, model = job.preset.evaluate, ChatModel.open(job.source, device)
     model.name = job.run.path.name
     results = results_of(model, job.folder, ["suite"], Options(cfg.items, cfg.max_new_tokens, cfg.batch_size))
-    results["contamination"] = contamination(job.run.path, suite(cfg.items))
+    results["contamination"] = contamination(job.run.path, exam(cfg.items))
     write_json(job.folder / "results.json", results)
-    ended, whole = f"{results['ended']:.1%}", len(results["contamination"]["whole"])
+    whole, asked = (len(results["contamination"].get(k, ())) for k in ("whole", "asked"))
     echo(
-        f"evaluate: {results['items']} items, {ended} of the answers ended by themselves, "
-        f"{whole} prompts seen in training"
+        f"evaluate: {results['items']} items, {results['ended']:.1%} of the answers ended by themselves, "
+        f"{whole} prompts seen in training, {asked} asked in fine-tuning"
     )
     echo(text_table(rows_table(results)))

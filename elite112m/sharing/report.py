@@ -16,6 +16,7 @@ from jinja2 import Environment
 from ..core.config import require
 from ..core.files import atomic, read_json
 from ..core.runs import Run, settings_of, stages_of
+from ..curriculum.lessons import WORDINGS
 from ..evaluation.suite import FORM_ONLY, NOTES, PUBLISHED, draw_rows
 from ..model.pretrained import read_config
 from ..training.metrics import plot_metrics, read_metrics
@@ -54,7 +55,7 @@ def curves(run: Run) -> str:
 
 # %% ../../nbs/09_sharing/01_report.ipynb #7e58e26d
 def bars(results: dict) -> str:
-    "The six rows with their intervals beside the original's figures, as SVG."
+    "The six rows with their intervals and the rate in each wording, beside the original's figures, as SVG."
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(8, 3))
@@ -94,6 +95,7 @@ def report_figures(run: Run) -> dict:
         "tokens": _last(metrics, "tokens"),
         "results": read_json(run.folder("evaluate") / "results.json"),
         "published": PUBLISHED,
+        "wordings": WORDINGS,
         "notes": NOTES,
         "form_only": FORM_ONLY,
         "samples": _samples(run),

@@ -160,12 +160,16 @@ _TASK_OPTIONS = [
 
 # %% ../../nbs/10_workbook/11_cli_models.ipynb #e981193d
 _SIZE_OPTIONS = [
-    click.option("--items", type=click.IntRange(1), help="With --model: items a category.  [default: 30]"),
+    click.option(
+        "--items",
+        type=click.IntRange(1),
+        help="With --model: exercises a category, each in three wordings.  [default: 30]",
+    ),
     click.option(
         "--quick",
         is_flag=True,
-        help="With --model: 5 items a category and answers of 64 tokens at most, about a minute for SmolLM2-135M on "
-        "two cores.",
+        help="With --model: 2 exercises a category and answers of 64 tokens at most, about a minute for SmolLM2-135M "
+        "on two cores.",
     ),
     click.option(
         "--max-new-tokens", type=click.IntRange(1), help="With --model: length limit of an answer.  [default: 128]"
@@ -338,20 +342,24 @@ def compare_command(a, b, shared, everything, path):
 # %% ../../nbs/10_workbook/11_cli_models.ipynb #3ff9ff09
 @click.command("contamination", epilog="Example: elite112m contamination runs/nano")
 @click.argument("data", metavar="RUN_OR_DATA", shell_complete=completion(run_folders))
-@click.option("--items", default=30, type=click.IntRange(1), show_default=True, help="Items a category to look for.")
+@click.option(
+    "--items", default=30, type=click.IntRange(1), show_default=True, help="Exercises a category to look for."
+)
 @json_option("Write everything to FILE, every touched question too.")
 def contamination_command(data, items, path):
     "How much of the exam stands in prepared data, before anything is trained on them. The stage evaluate does it too."
     from elite112m.evaluation.contamination import contamination, contamination_table
-    from elite112m.evaluation.suite import suite
+    from elite112m.evaluation.suite import exam
 
     at_most("--items", items, MAX_ITEMS)
     with output_json(path) as save:
-        found = contamination(data, suite(items))
+        found = contamination(data, exam(items))
         save(found)
     click.echo(text_table(contamination_table(found)))
     for prompt in found["whole"]:
         click.echo(f"whole: {prompt}")
+    for prompt in found.get("asked", ()):
+        click.echo(f"asked: {prompt}")
     tokens, whole = found["tokens"], len(found["whole"])
     searched = f"{tokens['text']:,} tokens of text and {tokens['conversations']:,} of conversations"
     click.echo(f"searched {searched} in {tokens['seconds']} s; {whole} questions stand there whole")

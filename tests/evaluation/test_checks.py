@@ -6,13 +6,25 @@ import pytest
 from replies import CODE_KINDS, ITEMS, TEXT, dressed, failing, listed, passing, stranger
 
 from elite112m.curriculum import lessons as curriculum
-from elite112m.curriculum.lessons import CATEGORIES
-from elite112m.evaluation.suite import FORM_ONLY
+from elite112m.curriculum.lessons import CATEGORIES, WORDINGS
+from elite112m.evaluation.suite import FORM_ONLY, exam, first_contact
 
 
-def test_every_category_has_thirty_items():
-    assert [sum(i.category == c for i in ITEMS) for c in CATEGORIES] == [30] * 35
-    assert len({i.prompt for i in ITEMS}) == len({i.key for i in ITEMS}) == 1050
+def test_every_category_has_thirty_exercises_in_three_wordings():
+    for w in WORDINGS:
+        assert [sum(i.category == c and i.wording == w for i in ITEMS) for c in CATEGORIES] == [30] * 35
+    assert len({i.key for i in ITEMS}) == 1050 and len({i.prompt for i in ITEMS}) == 3150
+    exercises = {}
+    for i in ITEMS:
+        exercises.setdefault((i.category, i.key, i.reply), []).append(i.wording)
+    assert set(map(tuple, exercises.values())) == {WORDINGS}
+
+
+def test_first_contact_answers_pass_and_empty_talk_fails():
+    items = first_contact(30)
+    assert items and len({(i.prompt, i.history) for i in items}) == len(items)
+    assert failing((i, i.reply) for i in items) == []
+    assert passing((i, reply) for i in items for reply in ("", "?", "lorem ipsum dolor sit amet " * 12)) == []
 
 
 def test_right_answers_pass():
@@ -65,6 +77,16 @@ def test_forms_alone_are_labelled():
     kinds = {c: {i.check["kind"] for i in ITEMS if i.category == c} for c in CATEGORIES}
     assert {c for c, k in kinds.items() if k & {"keywords", "lines", "haiku", "name"}} == set(FORM_ONLY)
     assert len(TEXT) < len(ITEMS) and not {i.check["kind"] for i in TEXT} & set(CODE_KINDS)
+
+
+def test_no_prompt_is_asked_in_training_in_other_spelling():
+    "Nor in the lessons: what differs in capitals, commas and spaces only counts as the same."
+    from elite112m.evaluation.contamination import reduced
+
+    asked = {reduced(i.prompt) for i in islice(curriculum.lesson_examples("train", 0), 40_000)}
+    assert [i.prompt for i in exam(30) if reduced(i.prompt) in asked] == []
+    seen = next(curriculum.lesson_examples("train", 0)).prompt
+    assert reduced(f"  {seen.upper()}!!") in asked, "the comparison finds nothing"
 
 
 def test_cloze_items_are_not_in_the_curriculum():

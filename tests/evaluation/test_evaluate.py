@@ -12,7 +12,7 @@ from elite112m.chat.generate import row_seeds
 from elite112m.core.config import InputError
 from elite112m.evaluation.compare import compare_text, compared
 from elite112m.evaluation.evaluate import Options, evaluation_summary, results_of
-from elite112m.evaluation.suite import suite
+from elite112m.evaluation.suite import exam, first_contact
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def cli(*args):
     return here("elite112m", *args).returncode
 
 
-def test_sampled_answers_are_clustered_by_item(model, tmp_path):
+def test_sampled_answers_are_clustered_by_exercise(model, tmp_path):
     assert (
         cli(
             "evaluate",
@@ -46,9 +46,9 @@ def test_sampled_answers_are_clustered_by_item(model, tmp_path):
         == 0
     )
     rows = [json.loads(line) for line in (tmp_path / "a/generations.jsonl").read_text().splitlines()]
-    assert len(rows) == 70 and [r["reply"] for r in rows[:35]] != [r["reply"] for r in rows[35:]]
+    assert len(rows) == 212 and [r["reply"] for r in rows[:106]] != [r["reply"] for r in rows[106:]]
     results = json.loads((tmp_path / "a/results.json").read_text())
-    assert results["categories"]["Geography"]["total"] == 1, "two answers to one question counted as two questions"
+    assert results["categories"]["Geography"]["total"] == 3, "two answers to one question counted as two questions"
 
 
 def test_unfinished_training_is_judged_by_its_newest_checkpoint(model, tmp_path):
@@ -69,53 +69,107 @@ class Talker:
     name = "talker"
 
     def __init__(self, items):
-        self.items, self.calls = {i.prompt: i for i in items}, []
+        self.items, self.calls, self.talks = {i.prompt: i for i in items}, [], []
 
     def replies(self, talks, max_new_tokens, batch_size, what, calculator=False, **how):
         self.calls.append((len(talks), calculator, how))
-        return [Reply(self.said(self.items[talk[0]["content"]], calculator), (), True) for talk in talks]
+        self.talks += talks
+        return [Reply(self.said(self.items[talk[-1]["content"]], calculator), (), True) for talk in talks]
 
     def said(self, item, calculator):
-        if "<<" not in item.reply or item.category == "Math: Multiplication":
+        if item.category == "First contact":
+            return item.reply
+        if "<<" not in item.reply or item.category == "Math: Multiplication" or item.wording == "casual":
             return "I do not know."
         if calculator:
             return item.reply
         return re.sub(r"#### .*", "#### 1", re.sub(r"=[0-9]+>>[0-9]+", "=1>>1", item.reply))
 
 
-def test_form_truth_accuracy_and_the_calculator_are_judged_apart(tmp_path):
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    "A talker that was asked three exercises a category, its results and where they are."
+    folder, talker = tmp_path_factory.mktemp("told"), Talker(exam(3))
+    results = results_of(talker, folder, ["suite"], Options(items=3, temperature=1.0, seed=4))
+    (folder / "results.json").write_text(json.dumps(results))
+    return talker, results, folder
+
+
+def test_form_truth_accuracy_and_the_calculator_are_judged_apart(told):
     "In four of five categories the form is right and nothing else; with the calculator all of these are right."
-    talker = Talker(suite(3))
-    results = results_of(talker, tmp_path, ["suite"], Options(items=3, temperature=1.0, seed=4))
+    talker, results, _ = told
     found = {name: (r["correct"], r["total"]) for name, r in (results["rows"] | results["lines"]).items()}
-    assert found["Math format"] == found["Math accuracy with the calculator"] == (12, 15), found
-    assert found["Math accuracy"][0] <= 1 and found["Annotations true"][0] <= 1, "unless something is 1"
+    assert found["Math format"] == found["Math accuracy with the calculator"] == (24, 45), found
+    assert found["Math accuracy"][0] <= 2 and found["Annotations true"][0] <= 2, "unless something is 1"
     (asked, off, how), (again, on, seeded) = talker.calls
-    assert (asked, off, again, on) == (105, False, 12, True), "what opened no annotation is not asked again"
-    mathematical = [k for k, i in enumerate(suite(3)) if "<<" in talker.said(i, False)]
-    assert seeded["seed"] == [row_seeds(how["seed"], 105)[k] for k in mathematical], "each with the seed it had"
+    assert (asked, off, again, on) == (315 + 3, False, 24, True), "what opened no annotation is not asked again"
+    mathematical = [k for k, i in enumerate(exam(3)) if "<<" in talker.said(i, False)]
+    assert seeded["seed"] == [row_seeds(how["seed"], 318)[k] for k in mathematical], "each with the seed it had"
     shown = [line.split("  ")[0] for line in evaluation_summary(results).splitlines()]
-    assert shown[-2:] == ["Annotations true", "Math accuracy with the calculator"]
+    assert shown[-3:] == ["Annotations true", "Math accuracy with the calculator", "First contact"]
 
 
-def test_results_from_before_the_lines_are_still_compared_and_shown(tmp_path):
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-        talker = Talker(suite(1))
-        results = results_of(talker, tmp_path / name, ["suite"], Options(items=1))
-        (tmp_path / name / "results.json").write_text(json.dumps(results))
-    both = compared(tmp_path / "new", tmp_path / "new")
-    assert both["lines"]["Math accuracy with the calculator"]["a"]["correct"] == 4
-    assert "Math accuracy with the calculator  80% (4/5)" in compare_text(both)
+def test_wordings_are_shown_apart_and_counted_as_one_exercise(told):
+    _, results, _ = told
+    by_wording = results["rows_by_wording"]["Math format"]
+    assert {w: (r["correct"], r["total"]) for w, r in by_wording.items()} == {
+        "taught": (12, 15),
+        "other": (12, 15),
+        "casual": (0, 15),
+    }
+    assert sum(r["correct"] for r in results["wordings"].values()) == results["all"]["correct"]
+    assert [r["total"] for r in results["wordings"].values()] == [105] * 3 and results["all"]["total"] == 315
+    whole, third = results["categories"]["Math: Multiplication"], by_wording["casual"]
+    assert whole["total"] == 9 and whole["hi"] > 0.5, "nine wordings of three exercises counted as nine exercises"
+    assert third["hi"] < whole["hi"]
+    *_, line = (x for x in evaluation_summary(results).splitlines() if x.startswith("Math format"))
+    assert re.split(r"  +", line)[1:] == ["53% (24/45), 39%-67%", "80%", "80%", "0%", "90%"]
+    assert all(len(x) <= 100 for x in evaluation_summary(results).splitlines())
 
-    rows = [json.loads(line) for line in (tmp_path / "old/generations.jsonl").read_text().splitlines()]
-    old = [json.dumps({k: v for k, v in r.items() if "calculator" not in k}) for r in rows]
-    (tmp_path / "old/generations.jsonl").write_text("\n".join(old))
-    results.pop("lines")
-    (tmp_path / "old/results.json").write_text(json.dumps(results))
-    mixed = compared(tmp_path / "old", tmp_path / "new")
-    assert set(mixed["lines"]) == {"Annotations true"} and "calculator" not in compare_text(mixed)
-    assert "Math accuracy" in evaluation_summary(results)
+
+def test_first_contact_is_a_line_of_its_own(told):
+    talker, results, folder = told
+    n = len(first_contact(3))
+    assert (results["lines"]["First contact"]["correct"], results["items"]) == (n, 315)
+    rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+    assert [r["category"] for r in rows[315:]] == ["First contact"] * n and len(rows) == 315 + n
+    assert "First contact" not in results["categories"]
+    item = next(i for i in first_contact(3) if i.history)
+    assert [m["content"] for m in talker.talks[315 + first_contact(3).index(item)]] == [*item.history[0], item.prompt]
+    assert rows[315 + first_contact(3).index(item)]["history"] == [list(turn) for turn in item.history]
+    assert compared(folder, folder)["lines"]["First contact"]["a"]["total"] == n
+
+
+def older(results, folder, out):
+    "Results and answers as versions wrote them that asked each exercise in one wording."
+    rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+    new = {"key", "wording", "correct_with_calculator", "reply_with_calculator"}
+    kept = [r for r in rows if r["wording"] == "taught" and r["category"] != "First contact"]
+    out.mkdir()
+    lines = [json.dumps({k: v for k, v in r.items() if k not in new}) for r in kept]
+    (out / "generations.jsonl").write_text("\n".join(lines))
+    found = {k: v for k, v in results.items() if k not in ("lines", "lines_by_wording", "all", "wordings")}
+    del found["rows_by_wording"]
+    (out / "results.json").write_text(json.dumps(found))
+    return found
+
+
+def test_results_from_before_the_lines_and_wordings_are_still_compared_and_shown(told, tmp_path):
+    _, results, folder = told
+    both = compared(folder, folder)
+    assert both["lines"]["Math accuracy with the calculator"]["a"]["correct"] == 24
+    assert "Math accuracy with the calculator  53% (24/45)" in compare_text(both)
+    assert (both["items"], both["exercises"]) == (315 + 3, 105 + 3)
+
+    old = older(results, folder, tmp_path / "old")
+    with pytest.raises(InputError, match="--shared"):
+        compared(tmp_path / "old", folder)
+    mixed = compared(tmp_path / "old", folder, shared=True)
+    assert mixed["items"] == mixed["exercises"] == mixed["all"]["a"]["total"] == 105
+    assert mixed["lines"]["Annotations true"]["a"]["total"] == 15 and "calculator" not in compare_text(mixed)
+    assert mixed["wordings"]["taught"]["a"]["total"] == 105 and "casual" not in compare_text(mixed)
+    assert compared(tmp_path / "old", tmp_path / "old")["all"]["p"] == 1
+    assert "Math accuracy" in evaluation_summary(old) and "casual" not in evaluation_summary(old)
 
 
 def unforeseen(model, folder, options):

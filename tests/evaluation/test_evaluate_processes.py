@@ -30,10 +30,10 @@ def test_two_evaluations_and_what_changed(model, tmp_path):
         "suite,base",
     )
     assert done.returncode == 0, done.stderr
-    assert "Factual Q&A" in done.stdout and "70 items" in done.stdout and "first token's MRR" in done.stdout
+    assert "Factual Q&A" in done.stdout and "210 items" in done.stdout and "first token's MRR" in done.stdout
     results = json.loads((tmp_path / "a/results.json").read_text())
     assert (
-        results["items"] == 70
+        results["items"] == 210
         and list(results["categories"]) == CATEGORIES
         and results["options"]["max_new_tokens"] == 4
     )
@@ -52,13 +52,12 @@ def test_two_evaluations_and_what_changed(model, tmp_path):
     (tmp_path / "b/results.json").write_text(json.dumps(results))
     (tmp_path / "b/generations.jsonl").write_text(
         "".join(
-            json.dumps(r | {"reply": r["reference"], "correct": True} if k < 6 else r) + "\n"
+            json.dumps(r | {"reply": r["reference"], "correct": True} if k < 18 else r) + "\n"
             for k, r in enumerate(rows)
         )
     )
     done = here("elite112m", "compare", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "c.json")
     found = json.loads((tmp_path / "c.json").read_text())
-    assert done.returncode == 0 and "wrong in A, right in B: 6" in done.stdout, done.stderr
-    assert (
-        len(found["fixed"]) == 6 and found["broken"] == [] and found["all"]["p"] == 2 / 2**6 and found["all"]["lo"] > 0
-    )
+    assert done.returncode == 0 and "wrong in A, right in B: 18" in done.stdout, done.stderr
+    assert len(found["fixed"]) == 18 and found["broken"] == [] and found["all"]["lo"] > 0
+    assert found["all"]["fixed"] == 6 and found["all"]["p"] == 2 / 2**6, "three wordings are one exercise"

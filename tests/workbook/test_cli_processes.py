@@ -53,8 +53,10 @@ def test_results_have_the_agreed_form(finished):
         "Instructions",
         "Pattern recognition",
     ]
-    assert {"Annotations true", "Math accuracy with the calculator"} <= set(results["lines"])
-    for r in [r for kind in ("rows", "categories", "lines") for r in results[kind].values()]:
+    assert list(results["lines"]) == ["Annotations true", "Math accuracy with the calculator", "First contact"]
+    assert list(results["wordings"]) == ["taught", "other", "casual"]
+    assert list(results["rows_by_wording"]) == list(results["rows"])
+    for r in [r for kind in ("rows", "categories", "lines", "wordings") for r in results[kind].values()]:
         assert set(r) == {"correct", "total", "rate", "lo", "hi"} and 0 <= r["lo"] <= r["rate"] <= r["hi"] <= 1
     assert results["contamination"]["whole"] == [] and results["contamination"]["tokens"]["conversations"] > 0
 
