@@ -80,7 +80,8 @@ def write_alpaca(
     weights: dict = None,  # as for `mixture`
 ) -> Path:
     "Write `n` different training exercises as Alpaca's JSON, atomically. Raises `InputError` for unusable arguments."
-    rows = _without_duplicates(mixture("train", seed, weights), n, lambda i: i.prompt)
+    single = (i for i in mixture("train", seed, weights) if not i.history)  # a row has one question
+    rows = _without_duplicates(single, n, lambda i: i.prompt)
     path = _output_path(path)
     with atomic(path) as tmp, open(tmp, "w", encoding="utf-8", newline="\n") as f:
         for k, item in enumerate(rows):
@@ -137,17 +138,17 @@ def drills(
     words,  # to draw from
     seed,  # decides everything that is drawn
 ):
-    "Endless drills, half of them repetitions of a random row, half of them rows of numbers."
+    "Endless drills: two repetitions of a random row for each row of numbers."
     r = random.Random(f"{seed} drills")
     while True:
-        yield _repetition(r, words) if r.random() < 0.5 else _number_row(r)
+        yield _repetition(r, words) if r.random() < 2 / 3 else _number_row(r)
 
 # %% ../../nbs/03_curriculum/12_mixture.ipynb #c48a4422
 def curriculum_stream(
     split: str,  # "train" or "val"
     seed: int,  # decides everything that is drawn
 ):
-    "Endless lessons: for every five conversations (lists of messages) a document and a drill (strings)."
+    "Endless lessons: for every four conversations (lists of messages) a document and a drill (strings)."
     documents, exercises = lesson_documents(split, seed), conversation_examples(split, seed)
     words = set()
     for text in islice(lesson_documents(split, seed), 400):
@@ -156,4 +157,4 @@ def curriculum_stream(
     while True:
         yield next(documents)
         yield next(repetitions)
-        yield from map(conversation, islice(exercises, 5))
+        yield from map(conversation, islice(exercises, 4))
