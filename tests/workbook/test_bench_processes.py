@@ -56,3 +56,23 @@ def test_several_presets_in_one_flat_result(tmp_path):
             assert all(f > 0 for f in figures), (preset, who, figures)
         assert found[f"{preset}.ratio"] > 0 and (found[f"{preset}.threads"], found[f"{preset}.beside"]) == (1, 2)
     assert not {p.pid for p in psutil.process_iter() if is_busy(p)} - before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_stage_outlives_a_profiled_run_that_is_stopped(tmp_path, tiny, number):
+    "Stopped by a signal to the command alone, while a stage is at work in its own process."
+    long = ["--set", "pretrain.steps=100000", "--set", "pretrain.max_epochs=0"]
+    args = [BIN / "elite112m", "bench", "run", *tiny, *long]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    bench = subprocess.Popen([*map(str, args)], env=ENV | {"TMPDIR": str(tmp_path)}, **quiet)
+    end = time.time() + 120
+    while not list(tmp_path.glob("elite112m-bench-*/run/pretrain/metrics.jsonl")):
+        assert bench.poll() is None and time.time() < end, "pretraining has not begun"
+        time.sleep(0.1)
+    found = psutil.Process(bench.pid).children(recursive=True)
+    bench.send_signal(number)
+    code = bench.wait(60)
+    _, alive = psutil.wait_procs(found, timeout=20)
+    assert found and not alive, [p.cmdline() for p in alive]
+    if number != signal.SIGKILL:  # then nothing can be tidied up
+        assert code == 128 + number and not list(tmp_path.glob("elite112m-bench-*"))
