@@ -275,6 +275,7 @@ def bench_run(
     device: str = "auto",
     every: float = 0.005,  # seconds between two looks
     tell=lambda line: None,  # called with a line after each stage
+    do=stage_in_own_process,  # or `profile_stage`, for all stages in this process
 ) -> dict:
     "Make a whole run, and say where its time went. Raises `InputError` for bad input."
     from elite112m.workbook.workbook import check_device
@@ -288,7 +289,7 @@ def bench_run(
         require(not there, f"--out {out} is there already, and finished stages take no time; choose another folder")
         for stage in [*stages_of(p), "report"]:
             order = {"name": name, "settings": settings, "device": device, "every": every}
-            stages[stage] = stage_in_own_process(stage, run=run, **order)
+            stages[stage] = do(stage=stage, run=run, **order)
             part, seconds = max(_by_part(stages[stage]["found"])[0].items(), key=lambda found: found[1])
             tell(f"{stage}: {stages[stage]['wall_s']:.1f} s, of these {part} {seconds:.1f} s")
     from elite112m.workbook.bench import circumstances  # takes torch along

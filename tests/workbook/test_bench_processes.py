@@ -76,3 +76,16 @@ def test_no_stage_outlives_a_profiled_run_that_is_stopped(tmp_path, tiny, number
     assert found and not alive, [p.cmdline() for p in alive]
     if number != signal.SIGKILL:  # then nothing can be tidied up
         assert code == 128 + number and not list(tmp_path.glob("elite112m-bench-*"))
+
+
+def test_a_profiled_run_has_all_its_seconds_and_stays_where_it_was_asked_to(tmp_path, tiny):
+    "Each stage in a process of its own, with its imports; table, JSON, picture and the run."
+    files = ["--json", tmp_path / "run.json", "--picture", tmp_path / "run.png", "--out", tmp_path / "kept"]
+    done = sh("elite112m", "bench", "run", *tiny, *files)
+    assert done.returncode == 0 and "wall time" in done.stdout, done.stderr
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert [*found["stages"]] == ["prepare", "pretrain", "sft", "evaluate", "export", "report"]
+    for about in found["stages"].values():
+        assert abs(sum(about["parts"].values()) - about["wall_s"]) < 1e-3 and about["parts"]["start, imports, end"] > 0
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "kept/report.html").is_file() and (tmp_path / "kept/export/hf/config.json").is_file()
