@@ -24,6 +24,7 @@ from ..core.config import InputError, require
 from ..core.files import CANNOT_WRITE, silent, text_table
 from ..core.presets import preset, presets_table, step_tokens
 from ..core.runs import STAGES, Run, resolve, stages_of
+from .bench_run import bench_run_command
 from elite112m.workbook.cli_models import (
     chat_command,
     compare_command,
@@ -387,6 +388,7 @@ CLI_COMMANDS = [
     import_original_command,
 ]
 
+bench_group.add_command(bench_run_command)
 for command in CLI_COMMANDS:
     cli.add_command(command)
 

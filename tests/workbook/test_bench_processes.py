@@ -56,3 +56,36 @@ def test_several_presets_in_one_flat_result(tmp_path):
             assert all(f > 0 for f in figures), (preset, who, figures)
         assert found[f"{preset}.ratio"] > 0 and (found[f"{preset}.threads"], found[f"{preset}.beside"]) == (1, 2)
     assert not {p.pid for p in psutil.process_iter() if is_busy(p)} - before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_stage_outlives_a_profiled_run_that_is_stopped(tmp_path, tiny, number):
+    "Stopped by a signal to the command alone, while a stage is at work in its own process."
+    long = ["--set", "pretrain.steps=100000", "--set", "pretrain.max_epochs=0"]
+    args = [BIN / "elite112m", "bench", "run", *tiny, *long]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    bench = subprocess.Popen([*map(str, args)], env=ENV | {"TMPDIR": str(tmp_path)}, **quiet)
+    end = time.time() + 120
+    while not list(tmp_path.glob("elite112m-bench-*/run/pretrain/metrics.jsonl")):
+        assert bench.poll() is None and time.time() < end, "pretraining has not begun"
+        time.sleep(0.1)
+    found = psutil.Process(bench.pid).children(recursive=True)
+    bench.send_signal(number)
+    code = bench.wait(60)
+    _, alive = psutil.wait_procs(found, timeout=20)
+    assert found and not alive, [p.cmdline() for p in alive]
+    if number != signal.SIGKILL:  # then nothing can be tidied up
+        assert code == 128 + number and not list(tmp_path.glob("elite112m-bench-*"))
+
+
+def test_a_profiled_run_has_all_its_seconds_and_stays_where_it_was_asked_to(tmp_path, tiny):
+    "Each stage in a process of its own, with its imports; table, JSON, picture and the run."
+    files = ["--json", tmp_path / "run.json", "--picture", tmp_path / "run.png", "--out", tmp_path / "kept"]
+    done = sh("elite112m", "bench", "run", *tiny, *files)
+    assert done.returncode == 0 and "wall time" in done.stdout, done.stderr
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert [*found["stages"]] == ["prepare", "pretrain", "sft", "evaluate", "export", "report"]
+    for about in found["stages"].values():
+        assert abs(sum(about["parts"].values()) - about["wall_s"]) < 1e-3 and about["parts"]["start, imports, end"] > 0
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "kept/report.html").is_file() and (tmp_path / "kept/export/hf/config.json").is_file()
