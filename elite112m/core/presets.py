@@ -30,11 +30,12 @@ from .sizes import size_name, size_of, sized, web_sources
 # %% ../../nbs/01_core/10_presets.ipynb #5c6bea62
 _NANO = Preset(
     name="nano",
+    data=DataConfig(tokens=800_000, curriculum=0.8),
     model=ModelConfig(vocab_size=4096, n_layers=4, d_model=192, n_heads=3, n_kv_heads=1, d_ff=512, context=256),
     pretrain=PretrainConfig(
-        **{"steps": 360, "batch_size": 8, "eval_every": 60, "lr": 2.8e-2, "muon_lr": 0.028, "warmup_steps": 15}
+        **{"steps": 250, "batch_size": 8, "eval_every": 60, "lr": 2.8e-2, "muon_lr": 0.028, "warmup_steps": 15}
     ),
-    sft=SFTConfig(examples=30_000, batch_size=8, lr=1.4e-2, muon_lr=0.02, eval_every=100),
+    sft=SFTConfig(examples=32_000, batch_size=8, lr=1.4e-2, muon_lr=0.02, eval_every=100),
 )
 _MICRO = Preset(
     name="micro",
@@ -185,6 +186,7 @@ TINY = {
     "model.context": 128,
     "tokenizer.sample_mb": 0.3,
     "data.tokens": 40_000,
+    "data.curriculum": 0.45,
     "data.val_fraction": 0.2,
     "data.workers": 1,
     "pretrain.steps": 12,

@@ -107,16 +107,18 @@ def _draw_skill(split, r, wording):
 
 
 def _draw_talk(split, r, wording):
-    "A random small talk of two turns, or None where its words belong to another split."
+    "A random small talk of two turns, or its question without the first; None where its words belong to another split."
     name = r.choices(list(_TALKS), [t["weight"] for t in _TALKS.values()])[0]
     table = _TALKS[name]
     slots = _slots(table, r)
     key = f"{name}:{'/'.join(slots.values())}"
     if split_of(key) != split:
         return None
+    prompt = _asked_by(table, split, slots, r, wording)
+    if r.random() < 0.4:  # not told, so not known
+        return Item(FIRST_CONTACT, key, prompt, _SKILLS["my things"]["reply"][0], _SKILLS["my things"]["check"])
     said = prompt_of(("talk", r.choice(table["turn"])), slots, r, names=("n", "c"))
     history = ((said, table["answer"].format(**slots)),)
-    prompt = _asked_by(table, split, slots, r, wording)
     return Item(FIRST_CONTACT, key, prompt, table["reply"][0].format(**slots), _filled(table["check"], slots), history)
 
 # %% ../../nbs/03_curriculum/14_everyday.ipynb #71d57118

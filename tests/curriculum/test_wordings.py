@@ -66,7 +66,8 @@ def test_references_pass_their_checks_in_every_wording(taught):
 
 def test_what_is_told_decides_whether_it_is_known(taught):
     "My name is known after it was told, and unknown otherwise: the same question has both answers."
-    asked = [i for i in taught if reduced(i.prompt) == "what is my name"]
+    ways = ("what is my name", "whats my name", "do you know my name", "tell me my name", "my name")
+    asked = [i for i in taught if reduced(i.prompt) in ways]
     known = [i for i in asked if "know" not in i.reply]
     unknown = [i for i in asked if "don't know" in i.reply]
     assert len(known) > 3 and len(unknown) > 3 and len(known) + len(unknown) == len(asked)
@@ -79,7 +80,7 @@ def test_nothing_that_has_to_be_copied_is_changed():
     core = core_of("Write in uppercase: {w}.")
     assert core == ("request", "write in uppercase: {w}")
     for style in STYLES * 200:
-        assert prompt_of(core, {"w": "Red moOn"}, r, styles=(style,)).rstrip(".").endswith(": Red moOn")
+        assert prompt_of(core, {"w": "Red moOn"}, r, styles=(style,)).rstrip(".?").endswith(": Red moOn")
 
 
 def test_made_up_words_are_no_words_of_the_lessons():
