@@ -344,7 +344,7 @@ def run_picture(
         ax.bar_label(bars, [f"{w:.0f}" if w > longest / 25 else "" for w in widths], label_type="center", fontsize=8)
         left = [a + b for a, b in zip(left, widths)]
     ax.invert_yaxis()
-    ax.set_xlabel("seconds")
+    ax.set(xlabel="seconds", xlim=(0, 1.03 * longest))
     ax.legend(frameon=False, ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.45, -0.17))
     title = f"a run of {found['preset']}: {found['wall_s']:.0f} s"
     ax.set_title(f"{title}\n{found['machine']}, {found['threads']} threads, {found['date']}", fontsize=9)
