@@ -871,6 +871,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'elite112m/curriculum/lessons.py'),
                                               'elite112m.curriculum.lessons._text_check': ( '03_curriculum/lessons.html#_text_check',
                                                                                             'elite112m/curriculum/lessons.py'),
+                                              'elite112m.curriculum.lessons._ways_to_ask': ( '03_curriculum/lessons.html#_ways_to_ask',
+                                                                                             'elite112m/curriculum/lessons.py'),
                                               'elite112m.curriculum.lessons._with_article': ( '03_curriculum/lessons.html#_with_article',
                                                                                               'elite112m/curriculum/lessons.py'),
                                               'elite112m.curriculum.lessons._without_articles': ( '03_curriculum/lessons.html#_without_articles',

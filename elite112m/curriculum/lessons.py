@@ -12,7 +12,7 @@ import operator
 import random
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from importlib.resources import files
 
@@ -182,12 +182,20 @@ def _core_for(cores, subject, split):
     return [test if split == "test" else val]
 
 
+@cache
+def _ways_to_ask(category, k, split):
+    "The cores of a fact, the `k`-th of its category: those that the split may use, and those that only the test has."
+    rel, slots, _ = _FACTS[category][k]
+    subject = f"{rel['id']}:{slots['s']}"
+    return _core_for(cores_of(rel, rel["ask"]["train"]), subject, split), [core_of(s) for s in rel["ask"]["test"]]
+
+
 def _draw_fact(category, split, r):
     "A random fact of a category."
-    rel, slots, check = r.choice(_FACTS[category])
+    k = r.randrange(len(_FACTS[category]))
+    rel, slots, check = _FACTS[category][k]
     subject = f"{rel['id']}:{slots['s']}"
-    cores = _core_for(cores_of(rel, rel["ask"]["train"]), subject, split)
-    held = [core_of(s) for s in rel["ask"]["test"]]
+    cores, held = _ways_to_ask(category, k, split)
     says = rel["say"].get(split, [rel["reply"]])
     return _Draw(category, f"{subject}|{split}", cores, held, slots, rel["reply"], says, check, ("s", "full"))
 

@@ -9,6 +9,7 @@ __all__ = ['FRAMES', 'STYLES', 'core_of', 'cores_of', 'framed', 'with_slip', 'st
 import json
 import random
 import re
+from functools import cache
 from importlib.resources import files
 
 from ..core.config import require
@@ -21,6 +22,7 @@ _QUESTION = re.compile(
 )
 
 
+@cache
 def core_of(sentence: str) -> tuple[str, str]:  # a template with slots
     "The kind of a sentence and the core: without its last mark, the first letter small."
     if re.search(r"[.?!] \S", sentence) or sentence.startswith("I "):
