@@ -149,12 +149,13 @@ def everyday_items(
     n: int,  # how many
     seed: int = 0,  # another seed, another selection
 ) -> list[Item]:
-    "`n` different everyday exercises."
+    "`n` different everyday exercises; each third one is a small talk with an earlier turn."
     found = {}
     for item in everyday_examples(split, seed, "elite112m"):
         if len(found) >= n:
             return list(found.values())
-        found.setdefault((item.key.split(":")[0], item.prompt.casefold()), item)
+        if bool(item.history) == (len(found) % 3 == 2):
+            found.setdefault((item.key.split(":")[0], item.prompt.casefold()), item)
 
 # %% ../../nbs/03_curriculum/14_everyday.ipynb #eda42e1e
 _SMALL_SUMS = _EVERYDAY["sums"]

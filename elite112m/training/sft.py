@@ -79,7 +79,7 @@ def without_computed(
     return kept.tolist()
 
 # %% ../../nbs/06_training/04_sft.ipynb #7f0d0789
-def _windows(tok, cfg, split, n, context, name):
+def _windows(tok, cfg, split, n, context, name=""):
     "The windows of a split's conversations; says what was left out."
     faults = Counter()
     talks = [fitted(tok, m, context) for m in chosen(cfg.sources, split, n, cfg.seed, faults, name)]

@@ -62,6 +62,8 @@ def answers(i):
 def stranger(i):
     "The reference of another item with another answer, of the same category if it is wrong there, or else of another."
     same = [j for j in TAUGHT if j.category == i.category and j.check != i.check and not answers(i) & answers(j)]
+    if i.check["kind"] == "text":  # "The month after September is October" answers what comes before October
+        same = [j for j in same if not any(a.lower() in j.reply.lower() for a in i.check["answer"])]
     if i.check["kind"] == "name" or not same:
         same = [j for j in TAUGHT if j.category == "Geography"]
     if i.check["kind"] == "keywords":
