@@ -180,7 +180,8 @@ def phrase(text):
     if words == ["no"]:
         return r"(?<!there is )(?<!there are )(?<!ha[sd] )(?<!have )\bno\b(?! (?:doubt|one|longer)\b)"
     inner = r"[\W_]+(?:(?:an?|the)[\W_]+)?".join(map(re.escape, words)) or re.escape(fold(text.strip()))
-    return rf"(?<![^\W_])(?<!\d[.,]){inner}(?![^\W_]|[+#]|[.,]\d)"
+    letter = r"(?<!\w')" if len(inner) == 1 else ""  # the s of "yesterday's" is no symbol of sulfur
+    return rf"(?<![^\W_]){letter}(?<!\d[.,]){inner}(?![^\W_]|[+#]|[.,]\d)"
 
 # %% ../../nbs/08_evaluation/11_claims.ipynb #9c03ce7f
 def is_enumeration(text, found):
