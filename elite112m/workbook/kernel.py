@@ -7,6 +7,7 @@ __all__ = ['INTERRUPTS', 'Interrupts', 'JobShell', 'JobKernel', 'JobKernelApp', 
            'kernel_options']
 
 # %% ../../nbs/10_workbook/16_kernel.ipynb #62cc9d97
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -118,6 +119,8 @@ class JobKernelManager(AsyncKernelManager):
             "IPYTHONDIR": str(folder / "ipython"),
             "PYTHONSTARTUP": "",
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            # the kernel's own threads open pools of glibc's before training begins; what one frees, the others lack
+            "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", "2"),
             STOPPING: str(folder / "stopping"),
         }
         return KernelSpec(**usual | {"argv": argv, "env": env})
