@@ -193,7 +193,7 @@ def test_checkpoint_of_another_preset_is_refused(stopped, tmp_path, tiny):
     code, out = finish(stopped)
     assert code != 0 and "another preset" in out, out
     done = here("elite112m", "pretrain", "--run", stopped, "--set", "pretrain.lr=1e-3")
-    assert done.returncode == 2 and "pretrain.lr=0.02, not 0.001" in done.stderr and done.stderr.count("\n") == 1, (
+    assert done.returncode == 2 and "pretrain.lr=0.028, not 0.001" in done.stderr and done.stderr.count("\n") == 1, (
         done.stderr
     )
 
