@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODEL_FILES', 'HF_FILES', 'CHECKPOINT_FILES', 'DATABASE_FILES', 'TENSORBOARD_FILES', 'WANDB_FILES', 'DATA_FILES',
            'TRAINING_FILES', 'EVALUATION_FILES', 'COMMAND', 'CANNOT_WRITE', 'is_temporary', 'is_ours', 'files_below',
-           'foreign_file', 'remove_ours', 'atomic', 'write_json', 'read_json', 'split_files', 'inside_folder',
-           'lies_in', 'silent', 'echo', 'progress', 'text_table', 'CannotWrite', 'writing']
+           'foreign_file', 'remove_ours', 'atomic', 'write_json', 'read_json', 'read_asset', 'split_files',
+           'inside_folder', 'lies_in', 'silent', 'echo', 'progress', 'text_table', 'CannotWrite', 'writing']
 
 # %% ../../nbs/01_core/11_files.ipynb #5c85191b
 import errno
@@ -18,6 +18,7 @@ import sys
 import uuid
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from importlib import resources
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -148,6 +149,11 @@ def read_json(path, default=None):
         raise InputError(f"{path} is a folder, and a file is read there: choose another place") from None
     except ValueError:
         raise InputError(f"{path} is not JSON; restore it from a copy, or delete it") from None
+
+# %% ../../nbs/01_core/11_files.ipynb #d6eaafd8
+def read_asset(name: str):  # without .json
+    "A JSON table in the package's `assets`."
+    return json.loads((resources.files("elite112m") / "assets" / f"{name}.json").read_text("utf-8"))
 
 # %% ../../nbs/01_core/11_files.ipynb #19ebe10b
 _N5, _N8 = "[0-9]" * 5, "[0-9]" * 8

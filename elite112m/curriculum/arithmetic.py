@@ -11,7 +11,8 @@ import re
 from typing import Callable, NamedTuple
 
 from ..core.config import did_you_mean, require
-from .lessons import SPLITS, Item, _number_check, _step_key, _steps_allowed, _table, split_of
+from ..core.files import read_asset
+from .lessons import SPLITS, Item, _number_check, _step_key, _steps_allowed, split_of
 
 # %% ../../nbs/03_curriculum/10_arithmetic.ipynb #797dcab5
 def _result(a, op, b):
@@ -164,7 +165,7 @@ def worked(
     return [l for l in lines if l != step + "."] + [step]
 
 # %% ../../nbs/03_curriculum/10_arithmetic.ipynb #1a7dcf44
-_TABLE = _table("arithmetic")
+_TABLE = read_asset("arithmetic")
 _WORDS, _BARE, _STORIES = (_TABLE[k] for k in ("words", "bare", "stories"))
 # relative frequency of each family
 ARITHMETIC_FAMILIES = {f"Arithmetic: {n}": t["weight"] for n, t in _BARE.items()}

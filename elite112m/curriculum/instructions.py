@@ -9,20 +9,12 @@ __all__ = ['INSTRUCTION_FAMILIES', 'instruction_parts', 'instruction_examples']
 import json
 import re
 
+from ..core.files import read_asset
 from .arithmetic import _write_step, family_stream, number_words, roman
-from elite112m.curriculum.lessons import (
-    _WORDS,
-    Item,
-    _number_check,
-    _step_key,
-    _steps_allowed,
-    _table,
-    _text_check,
-    split_of,
-)
+from .lessons import _WORDS, Item, _number_check, _step_key, _steps_allowed, _text_check, split_of
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #3d71261d
-_TASK_WORDS, _TEMPLATES = _table("instructions").values()
+_TASK_WORDS, _TEMPLATES = read_asset("instructions").values()
 INSTRUCTION_FAMILIES = {f"Task: {name}": 1 for name in _TEMPLATES}
 # the words of single-word tasks: topics, and nouns in the singular
 _POOL = sorted({*_WORDS["topics"], *(one for one, _ in _WORDS["nouns"])})

@@ -7,16 +7,15 @@ __all__ = ['CATEGORY_WEIGHTS', 'CATEGORIES', 'SPLITS', 'WORDINGS', 'Item', 'spli
            'lesson_documents']
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #f61e3385
-import json
 import operator
 import random
 import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from hashlib import blake2b
-from importlib.resources import files
 
 from ..core.config import did_you_mean, require
+from ..core.files import read_asset
 from .wordings import core_of, cores_of, prompt_of
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #d1262514
@@ -33,11 +32,7 @@ class Item:
     wording: str = "taught"  # how it is asked: one of `WORDINGS`
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #8b5d8fbc
-def _table(name):
-    return json.loads((files("elite112m") / "assets" / f"{name}.json").read_text("utf-8"))
-
-
-_WORDS, _PHRASES, CATEGORY_WEIGHTS = _table("words"), _table("phrases"), _table("weights")
+_WORDS, _PHRASES, CATEGORY_WEIGHTS = read_asset("words"), read_asset("phrases"), read_asset("weights")
 CATEGORIES, SPLITS = list(CATEGORY_WEIGHTS), ("train", "val", "test")
 WORDINGS = ("taught", "other", "casual")  # in the words of the lessons, in others, as people type
 
@@ -110,7 +105,7 @@ def _fact_list(relations):
     return facts
 
 
-_FACTS = _fact_list(_table("facts") + _table("lessons"))
+_FACTS = _fact_list(read_asset("facts") + read_asset("lessons"))
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #56645e14
 def _draw_from_table(forms, r):
@@ -200,6 +195,13 @@ def _draw_fact(category, split, r):
     return _Draw(category, f"{subject}|{split}", cores, held, slots, rel["reply"], says, check, ("s", "full"))
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #13546520
+@cache
+def _ways_to_ask_for(category, form):
+    "The cores of a form: those of training, and those that only the test has."
+    table = _PHRASES[category][form]
+    return cores_of(table, table["ask"]), [core_of(s) for s in table["other"]]
+
+
 def _draw_generated(category, split, r):
     "A random exercise of a family, or None where its key belongs to another split."
     forms = _PHRASES[category]
@@ -207,8 +209,7 @@ def _draw_generated(category, split, r):
     form, key, slots, check = make(r) if make else _draw_from_table(forms, r)
     if split_of(key) != split:
         return None
-    table = forms[form]
-    cores, held = cores_of(table, table["ask"]), [core_of(s) for s in table["other"]]
+    table, (cores, held) = forms[form], _ways_to_ask_for(category, form)
     names = tuple(s for s in "nmo" if slots.get(s) in _WORDS["names"])
     return _Draw(category, key, cores, held, slots, r.choice(table["reply"]), table["say"], check, names)
 
@@ -237,6 +238,7 @@ def _write(drawn, split, r, wording="taught"):
         prompt = ask(whole + drawn.held, "test", ("bare", "slips"))
     else:
         prompt = ask(whole if wording == "taught" else drawn.held, "asked", ("neat",))
+    wording = wording if split == "test" else WORDINGS[0]
     return Item(drawn.category, drawn.key, prompt, drawn.reply, drawn.check, wording=wording)
 
 

@@ -6,16 +6,15 @@
 __all__ = ['FRAMES', 'STYLES', 'core_of', 'cores_of', 'framed', 'with_slip', 'styled', 'prompt_of']
 
 # %% ../../nbs/03_curriculum/13_wordings.ipynb #e95fbe78
-import json
 import random
 import re
 from functools import cache
-from importlib.resources import files
 
 from ..core.config import require
+from ..core.files import read_asset
 
 # %% ../../nbs/03_curriculum/13_wordings.ipynb #910e98f4
-FRAMES = json.loads((files("elite112m") / "assets" / "wordings.json").read_text("utf-8"))
+FRAMES = read_asset("wordings")
 
 _QUESTION = re.compile(
     r"(?:what|which|who|whose|where|when|how|in|on|at|of|to|from|is|do|does|can|could|would|any|what's|who's)\b"
@@ -45,6 +44,11 @@ def _fits(frame, core):
     return not ends_with_material or frame.endswith(("{c}", "{bare}"))
 
 
+@cache
+def _frames_for(kind, core, frames):
+    return [f for f in FRAMES[kind][frames] if _fits(f, core)]
+
+
 def framed(
     kind: str,  # of the core
     core: str,
@@ -53,7 +57,7 @@ def framed(
 ) -> str:  # a template in small letters, with slots
     "A core in a random frame that fits it. Raises `InputError` for an unknown kind."
     require(kind in FRAMES, f"wordings: there is no kind {kind!r} of core; use one of {', '.join(FRAMES)}")
-    frame = r.choice([f for f in FRAMES[kind][frames] if _fits(f, core)])
+    frame = r.choice(_frames_for(kind, core, frames))
     inside = core[0].lower() + core[1:] if kind == "text" and not frame.startswith("{c}") and core[0] != "{" else core
     return frame.replace("{c}", inside).replace("{bare}", re.sub("^the ", "", core))
 
@@ -121,7 +125,7 @@ def _drop(text, r):
     return _SMALL_WORDS.sub(lambda m: "" if r.random() < 0.6 else m[0], text)
 
 # %% ../../nbs/03_curriculum/13_wordings.ipynb #6a62d69a
-STYLES = ("neat", "plain", "bare", "slips")
+STYLES = {"neat": 8, "plain": 3, "bare": 8, "slips": 2}  # how often training has each
 
 
 def styled(kind: str, template: str, r: random.Random, style: str) -> str:
@@ -141,9 +145,6 @@ def styled(kind: str, template: str, r: random.Random, style: str) -> str:
     return with_slip(template, r) if style == "slips" else template
 
 # %% ../../nbs/03_curriculum/13_wordings.ipynb #e4251155
-_USUAL = {"neat": 8, "plain": 3, "bare": 8, "slips": 2}
-
-
 def prompt_of(
     core: tuple[str, str],  # kind and core
     slots: dict,
@@ -153,7 +154,7 @@ def prompt_of(
     names=(),  # slots that may be written in small letters
 ) -> str:
     "A prompt that asks for a core in a random frame and style."
-    style = r.choice(styles) if styles else r.choices(list(_USUAL), _USUAL.values())[0]
+    style = r.choice(styles) if styles else r.choices(list(STYLES), STYLES.values())[0]
     template = framed(*core, r, frames)
     if frames == "train" and style in ("bare", "slips"):
         template = _roughened(core, template, r)

@@ -7,10 +7,8 @@ __all__ = ['BEGINNINGS', 'BITS_OPTIONS', 'Cloze', 'cloze_items', 'word_logprobs'
            'sliding_windows', 'nats', 'domains', 'taken', 'check_bits', 'bits_per_byte']
 
 # %% ../../nbs/08_evaluation/16_base_model.ipynb #1b4d6040
-import json
 import math
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ import torch
 
 from ..chat.chat_model import ChatModel
 from ..core.config import InputError, require
-from ..core.files import echo, progress, text_table
+from ..core.files import echo, progress, read_asset, text_table
 from ..core.locate import find_model
 from ..data.documents import read_documents
 from ..data.explore import short_name
@@ -49,7 +47,7 @@ class Cloze:
 # %% ../../nbs/08_evaluation/16_base_model.ipynb #9a8abfae
 def cloze_items() -> list:
     "All cloze items."
-    table = json.loads((files("elite112m") / "assets" / "cloze.json").read_text("utf-8"))
+    table = read_asset("cloze")
     return [Cloze(domain, text, right, tuple(wrong)) for domain, rows in table.items() for text, right, *wrong in rows]
 
 # %% ../../nbs/08_evaluation/16_base_model.ipynb #b62182e1

@@ -6,11 +6,10 @@
 __all__ = ['casual_items', 'casual', 'casual_table']
 
 # %% ../../nbs/08_evaluation/21_casual.ipynb #02f3e341
-import json
 import random
 from dataclasses import replace
-from importlib.resources import files
 
+from ..core.files import read_asset
 from ..curriculum import lessons
 from ..curriculum.lessons import Item, split_of
 from ..data.messages import conversation
@@ -18,7 +17,7 @@ from .suite import judge, percent, rate
 from .tasks import write_rows
 
 # %% ../../nbs/08_evaluation/21_casual.ipynb #fe97388e
-_TABLE = json.loads((files("elite112m") / "assets" / "casual.json").read_text("utf-8"))
+_TABLE = read_asset("casual")
 
 
 def _dressed(core, r):

@@ -48,6 +48,7 @@ from elite112m.evaluation.suite import (
     ROWS,
     best_constant,
     exam,
+    first_contact,
     item_verdicts,
     judge,
     lines_by_wording,
@@ -133,7 +134,8 @@ def _add_calculated(model, items, rows, options, sample):
 @task("suite")
 def suite_task(model, folder, options) -> dict:
     "Answer the suite and First contact; writes generations.jsonl and suite.png."
-    items, asked, n = suite(options.items), exam(options.items), options.samples
+    items, n = suite(options.items), options.samples
+    asked = items + first_contact(options.items)
     samples = ((s, _answers(model, asked, options, s)) for s in range(n))
     rows = [row for s, found in samples for row in _add_calculated(model, asked, found, options, s)]
     right = item_verdicts([r["correct"] for r in rows], n)[: len(items)]  # the suite's; First contact comes behind it

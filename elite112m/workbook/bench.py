@@ -13,11 +13,9 @@ import json
 import math
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 import zlib
 from contextlib import contextmanager
@@ -32,6 +30,7 @@ from ..core.config import ModelConfig, require
 from ..core.files import text_table
 from ..core.presets import preset
 from ..core.provenance import machine
+from ..core.signals import end_with_parent
 from ..fp8.precision import autocast
 from ..model.meter import give_memory_back, rss
 from ..model.transformer import CausalLM, hf_config
@@ -57,17 +56,10 @@ def transformers_model(m: ModelConfig):
     return LlamaForCausalLM(LlamaConfig.from_dict(hf_config(m) | {"use_cache": False}, attn_implementation="sdpa"))
 
 # %% ../../nbs/10_workbook/15_bench.ipynb #583bf691
-def _end_after(parent: int):
-    "Wait until the process `parent` is gone, then end this process."
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def measuring_main():
     "The main function of a measuring process; as JSON: who started it, a function `module:name` and its arguments."
     parent, name, kw = json.loads(sys.argv[1])
-    threading.Thread(target=_end_after, args=[parent], daemon=True).start()
+    end_with_parent(parent)
     print(json.dumps(resolve_name(name)(**kw)))
 
 

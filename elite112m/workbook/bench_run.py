@@ -27,7 +27,7 @@ from ..core.config import require
 from ..core.files import COMMAND, atomic, text_table
 from ..core.presets import preset
 from ..core.runs import STAGES, Run, run_stage, stages_of
-from ..core.signals import signal_handler
+from ..core.signals import end_with_parent, signal_handler
 from elite112m.workbook.cli_tools import (
     absolute_settings,
     check_output_folder,
@@ -207,17 +207,10 @@ def profile_stage(
     return {"wall_s": seen.wall + before, "found": found} | about
 
 # %% ../../nbs/10_workbook/22_bench_run.ipynb #d1c6350a
-def _end_with(parent: int):
-    "End this process when the process `parent` is gone."
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def stage_main():
     "The main function of a process that does a stage; as JSON: who started it, and arguments of `profile_stage`."
     parent, order = json.loads(sys.argv[1])
-    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+    end_with_parent(parent)
     print("\n" + json.dumps(profile_stage(**order)), flush=True)
 
 # %% ../../nbs/10_workbook/22_bench_run.ipynb #56d8cc3d

@@ -1,26 +1,22 @@
 "No question of an examination is worded as a lesson, and what is asked survives the wording."
 
-import json
 import random
 import re
-from importlib.resources import files
 from itertools import islice
 
 import pytest
 
+from elite112m.core.files import read_asset
 from elite112m.curriculum import everyday, lessons
 from elite112m.curriculum.everyday import FIRST_CONTACT, conversation_examples, everyday_items
 from elite112m.curriculum.lessons import CATEGORIES, WORDINGS, worded
 from elite112m.curriculum.wordings import FRAMES, STYLES, core_of, cores_of, prompt_of
 from elite112m.evaluation.casual import casual_items
 from elite112m.evaluation.checks import check
+from elite112m.evaluation.contamination import reduced
 from elite112m.evaluation.suite import exam
 
-CASUAL = json.loads((files("elite112m") / "assets" / "casual.json").read_text("utf-8"))
-
-
-def reduced(text):
-    return " ".join(re.findall(r"[^\W_]+|[-+*/=<>]", text.lower().replace("'", "")))
+CASUAL = read_asset("casual")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +75,7 @@ def test_nothing_that_has_to_be_copied_is_changed():
     r = random.Random(0)
     core = core_of("Write in uppercase: {w}.")
     assert core == ("request", "write in uppercase: {w}")
-    for style in STYLES * 200:
+    for style in [*STYLES] * 200:
         assert prompt_of(core, {"w": "Red moOn"}, r, styles=(style,)).rstrip(".?").endswith(": Red moOn")
 
 
