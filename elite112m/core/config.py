@@ -100,6 +100,7 @@ class DataConfig:
     sources: tuple[str, ...] = ("stdlib",)
     tokens: int = 1_500_000  # training tokens to prepare at most, all sources together
     curriculum: float = 0.45  # share of them from the generated curriculum; 0 leaves it out of pretraining
+    knowledge: float = 0.0  # share of the lessons that are facts of the large tables, here and in fine-tuning
     val_fraction: float = 0.05  # share of each source's documents held out for validation
     dedup: bool = True  # drop documents that are exactly like an earlier one
     min_chars: int = 8  # documents shorter than this many characters are skipped
@@ -233,7 +234,7 @@ _NOT_NEGATIVE = (
 sft.steps""".split()
     + [f"{loop}.{name}" for loop in _LOOPS for name in "warmup_steps weight_decay min_lr hours keep_every seed".split()]
 )
-_SHARES = "data.curriculum data.val_fraction".split() + [
+_SHARES = "data.curriculum data.knowledge data.val_fraction".split() + [
     f"{loop}.{name}" for loop in _LOOPS for name in ("decay_fraction", "beta2")
 ]
 _ONE_OF = {  # fields that take one of a few words
@@ -274,6 +275,7 @@ def check_preset(p):
 def _check_data(p):
     "Refuse sources and vocabularies that cannot be prepared."
     require(p.data.curriculum < 1, "data.curriculum=1 leaves no room for text; the most is 0.99")
+    require(p.data.knowledge < 1, "data.knowledge=1 leaves no room for other lessons; the most is 0.99")
     val = p.data.val_fraction
     require(0 < val < 1, f"data.val_fraction={val} must lie between 0 and 1, both excluded")
     require(p.data.sources, "data.sources is empty; give --data a file or a folder")

@@ -39,10 +39,15 @@ _NANO = Preset(
 )
 _MICRO = Preset(
     name="micro",
-    data=DataConfig(tokens=12_000_000, curriculum=0.3),
-    model=ModelConfig(vocab_size=8192, n_layers=8, d_model=384, n_heads=6, n_kv_heads=2, d_ff=1024, context=512),
-    pretrain=PretrainConfig(steps=1400, batch_size=8, accumulation=2, lr=2e-3, warmup_steps=60, eval_every=100),
-    sft=SFTConfig(examples=40_000),
+    data=DataConfig(tokens=5_000_000, curriculum=0.85, knowledge=0.35),
+    model=ModelConfig(vocab_size=4096, n_layers=6, d_model=192, n_heads=3, n_kv_heads=1, d_ff=512, context=256),
+    pretrain=PretrainConfig(
+        **{"steps": 2200, "batch_size": 8, "eval_every": 200, "lr": 2e-2, "muon_lr": 0.024, "warmup_steps": 15}
+    ),
+    sft=SFTConfig(
+        sources=("curriculum", "mixture:weight=0.15"),
+        **{"examples": 120_000, "batch_size": 8, "lr": 1.2e-2, "muon_lr": 0.02, "eval_every": 400},
+    ),
 )
 
 # %% ../../nbs/01_core/10_presets.ipynb #bb520741

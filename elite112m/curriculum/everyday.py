@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..core.config import require
 from ..core.files import read_asset
-from .lessons import SPLITS, WORDINGS, Item, lesson_examples, split_of
+from .lessons import SPLITS, WORDINGS, Item, lesson_examples, lesson_weights, split_of
 from .wordings import core_of, cores_of, prompt_of
 
 # %% ../../nbs/03_curriculum/14_everyday.ipynb #00595a43
@@ -161,10 +161,12 @@ def conversation_examples(
     split: str = "train",  # "train", "val" or "test"
     seed: int = 0,  # decides everything that is drawn
     name: str = "",  # what the model calls itself; without one it is not asked
+    knowledge: float = 0.0,  # share of the lessons that are facts of the large tables
 ):  # endless `Item`s
     "Lessons, everyday items and small sums, some with earlier turns. Raises `InputError` for an unknown split."
     r = random.Random(f"{seed} {split} conversations")
-    lessons, talks = lesson_examples(split, seed), everyday_examples(split, seed, name)
+    lessons = lesson_examples(split, seed, lesson_weights(knowledge))
+    talks = everyday_examples(split, seed, name)
     last = {}  # relation -> the fact asked before
     alone = lambda: next(i for i in (talks if r.random() < 0.4 else lessons) if not i.history)
     while True:

@@ -18,7 +18,7 @@ from ..core.files import atomic
 from .arithmetic import arithmetic_examples, as_gsm8k, family_stream
 from .everyday import conversation_examples, everyday_examples
 from .instructions import instruction_examples, instruction_parts
-from .lessons import Item, lesson_documents, lesson_examples
+from .lessons import Item, lesson_documents, lesson_examples, lesson_weights
 from ..data.messages import conversation
 
 # %% ../../nbs/03_curriculum/12_mixture.ipynb #c622813b
@@ -30,10 +30,11 @@ def mixture(
     seed: int = 0,  # decides everything that is drawn
     weights: dict = None,  # relative frequency of each generator; `MIXTURE` if not given
     name: str = "",  # what the model calls itself; without one it is not asked
+    knowledge: float = 0.0,  # share of the lessons that are facts of the large tables
 ):  # endless `Item`s
     "Endless exercises of all four generators. Raises `InputError` for unknown names or unusable weights."
     generators = {
-        "curriculum": lesson_examples(split, seed),
+        "curriculum": lesson_examples(split, seed, lesson_weights(knowledge)),
         "arithmetic": arithmetic_examples(split, seed),
         "instructions": instruction_examples(split, seed),
         "everyday": everyday_examples(split, seed, name),
@@ -147,9 +148,11 @@ def drills(
 def curriculum_stream(
     split: str,  # "train" or "val"
     seed: int,  # decides everything that is drawn
+    knowledge: float = 0.0,  # share of the lessons that are facts of the large tables
 ):
     "Endless lessons: for every four conversations (lists of messages) a document and a drill (strings)."
-    documents, exercises = lesson_documents(split, seed), conversation_examples(split, seed)
+    documents = lesson_documents(split, seed, lesson_weights(knowledge))
+    exercises = conversation_examples(split, seed, knowledge=knowledge)
     words = set()
     for text in islice(lesson_documents(split, seed), 400):
         words |= set(re.findall("[a-z]{2,}", text))

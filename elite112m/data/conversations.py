@@ -230,7 +230,7 @@ def conversations(
     split: str,  # "train" or "val"
     seed: int,  # decides what our own sources draw
     faults: Counter,  # counts what is passed over
-    name: str = "",  # what the model calls itself in our own sources; without one it is not asked
+    **lessons,  # for our own sources: `name` and `knowledge`, as for `curriculum.everyday.conversation_examples`
 ):
     "The conversations of a source, as messages. Raises `InputError` for one that cannot be read."
     require(
@@ -238,7 +238,7 @@ def conversations(
         f"{source.spec}: tokens and column are for pretraining; conversations have a weight at most",
     )
     if source.place in ("curriculum", "mixture"):
-        yield from map(conversation, generator(source.place)(split, seed, name=name))
+        yield from map(conversation, generator(source.place)(split, seed, **lessons))
         return
     for row, where in rows_of(source, faults):
         if not (messages := messages_of(row, where, faults)):
@@ -247,11 +247,12 @@ def conversations(
             yield messages
 
 # %% ../../nbs/02_data/12_conversations.ipynb #15bd4309
-def chosen(specs, split: str, n: int, seed: int, faults: Counter = None, name: str = ""):
+def chosen(specs, split: str, n: int, seed: int, faults: Counter = None, **lessons):
     "At most `n` conversations of the sources, in the proportion of their weights."
     faults = Counter() if faults is None else faults
     yield from islice(
-        in_proportion([(s.weight, conversations(s, split, seed, faults, name)) for s in map(parse_source, specs)]), n
+        in_proportion([(s.weight, conversations(s, split, seed, faults, **lessons)) for s in map(parse_source, specs)]),
+        n,
     )
 
 

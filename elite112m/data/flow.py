@@ -407,7 +407,7 @@ def open_sources(cfg, pool: TokenizerPool, before: dict) -> list[TokenizedSource
         sources[-1].state["revision"] = source.revision
     for split in ("train", "val") if cfg.curriculum > 0 else ():
         name = f"curriculum/{split}"
-        read = partial(Reader, partial(generator("curriculum stream"), split, cfg.seed))
+        read = partial(Reader, partial(generator("curriculum stream"), split, cfg.seed, cfg.knowledge))
         sources.append(TokenizedSource(name, read, pool, cfg, before.get(name), split=split))
     return sources
 

@@ -33,7 +33,7 @@ def sample(specs, characters: int) -> list[str]:
 # %% ../../nbs/02_data/04_prepare.ipynb #ac002942
 def _lesson_sample(cfg, characters: int) -> list[str]:
     "About so many characters of the curriculum."
-    lessons, texts, size = generator("curriculum stream")("train", cfg.data.seed), [], 0
+    lessons, texts, size = generator("curriculum stream")("train", cfg.data.seed, cfg.data.knowledge), [], 0
     while size < characters:
         lesson = next(lessons)
         texts.append(lesson if isinstance(lesson, str) else "\n".join(m["content"] for m in lesson))

@@ -138,7 +138,8 @@ def talks(preset, tok, size: int = 2000):
     "The conversations of a preset's fine-tuning, some at a time: as messages, and as tokens with end tokens between."
     some, between = [], [tok.eot]
     sft = preset.sft
-    for talk in chosen(sft.sources, "train", sft.examples, sft.seed, name=preset.name):
+    lessons = dict(name=preset.name, knowledge=preset.data.knowledge)
+    for talk in chosen(sft.sources, "train", sft.examples, sft.seed, **lessons):
         some += talk
         if len(some) > size:
             yield some, _joined(tok, some, between)

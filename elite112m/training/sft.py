@@ -79,10 +79,10 @@ def without_computed(
     return kept.tolist()
 
 # %% ../../nbs/06_training/04_sft.ipynb #7f0d0789
-def _windows(tok, cfg, split, n, context, name=""):
+def _windows(tok, cfg, split, n, context, **lessons):
     "The windows of a split's conversations; says what was left out."
     faults = Counter()
-    talks = [fitted(tok, m, context) for m in chosen(cfg.sources, split, n, cfg.seed, faults, name)]
+    talks = [fitted(tok, m, context) for m in chosen(cfg.sources, split, n, cfg.seed, faults, **lessons)]
     kept = [t for t in talks if t]
     if cfg.mask_computed:
         kept = [(ids, without_computed(tok, ids, mask)) for ids, mask in kept]
@@ -118,8 +118,9 @@ def sft(job, device="auto", ranks=ALONE):
     cfg, device, (model, tok, window) = job.preset.sft, pick_device(device), _begin(job)
     size = cfg.batch_size * cfg.accumulation
     mine = ranks.share(size, "sft")
-    train = _windows(tok, cfg, "train", cfg.examples, window, job.preset.name)
-    held = _windows(tok, cfg, "val", max(cfg.examples // 25, 10), window, job.preset.name)
+    lessons = dict(name=job.preset.name, knowledge=job.preset.data.knowledge)
+    train = _windows(tok, cfg, "train", cfg.examples, window, **lessons)
+    held = _windows(tok, cfg, "val", max(cfg.examples // 25, 10), window, **lessons)
     held_out = [tuple(a[i : i + cfg.batch_size] for a in held) for i in range(0, len(held[0]), cfg.batch_size)]
     torch.manual_seed(cfg.seed)
     t = Trainer(job, model, tok, device, ranks)
