@@ -48,7 +48,7 @@ def _shape(width, depth, vocabulary=None):
 
 
 def _context(width):
-    "As the presets have it: 256 for nano's width, 512 for micro's, 2,048 for elite112m's."
+    "As the presets have it: 256 at the width of nano and micro, 2,048 at elite112m's."
     return next((context for most, context in ((256, 256), (512, 512), (767, 1024)) if width <= most), 2048)
 
 # %% ../../nbs/01_core/16_sizes.ipynb #4fcb685f
