@@ -46,7 +46,7 @@ _MICRO = Preset(
     ),
     sft=SFTConfig(
         sources=("curriculum", "mixture:weight=0.15"),
-        **{"examples": 80_000, "batch_size": 8, "lr": 1.2e-2, "muon_lr": 0.02, "eval_every": 400},
+        **{"examples": 70_000, "batch_size": 8, "lr": 1.2e-2, "muon_lr": 0.02, "eval_every": 400},
     ),
 )
 
