@@ -39,9 +39,10 @@ def test_killed_and_resumed_ends_the_same(base, tmp_path):
     from elite112m.core.presets import TINY, preset
     from elite112m.core.runs import Run, save_preset
 
-    # a rate that is far too high: the best step is not the last
+    # eight conversations again and again, at a rate far too high: the best step is not the last
     settings = TINY | {
         "sft.init": str(base),
+        "sft.examples": 8,
         "sft.steps": 60,
         "sft.lr": 0.3,
         "sft.muon_lr": 0.5,
