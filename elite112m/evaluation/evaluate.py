@@ -38,7 +38,7 @@ from elite112m.evaluation.base_model import (
     open_newest,
     word_logprobs,
 )
-from .casual import casual, knowledge, skills_table
+from .casual import BY_SKILL, skills_table
 from .checks import well_formed_math
 from .contamination import contamination
 from .gsm8k import check_gsm8k, gsm8k
@@ -188,7 +188,7 @@ _register_standard("humaneval", humaneval, check_humaneval)
 _register_standard("bits", bits_per_byte, check_bits)
 _register_standard("lm-eval", lm_eval, check_lm_eval)
 
-TASKS["casual"], TASKS["knowledge"] = casual, knowledge
+TASKS |= BY_SKILL
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #9e78800a
 def check_tasks(names, options: Options = Options()):
@@ -237,8 +237,8 @@ def results_of(model: ChatModel, folder, tasks, options: Options) -> dict:  # th
     return results
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #cfb64d85
-_OUTPUT_FILES = (*EVALUATION_FILES, "lm_eval.json")
-_OUTPUT_FILES += tuple(f"{name}.jsonl" for name in ("base", "casual", "knowledge", "gsm8k", "humaneval"))
+_OUTPUT_FILES = (*EVALUATION_FILES, "base.jsonl", "gsm8k.jsonl", "humaneval.jsonl", "lm_eval.json")
+_OUTPUT_FILES += tuple(f"{name}.jsonl" for name in BY_SKILL)
 
 
 def _written(out) -> tuple:
@@ -326,7 +326,7 @@ def _base_row(domain, found):
 def _other_figures(results):
     "The single figures of the tasks that have no table of their own."
     for name, found in results["tasks"].items():
-        if name not in ("suite", "base", "casual", "knowledge"):
+        if name not in ("suite", "base", *BY_SKILL):
             yield from ((f"{name}.{k}", v) for k, v in found.items() if isinstance(v, (int, float, str)))
 
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #a3b09a53
@@ -339,7 +339,7 @@ def evaluation_summary(results: dict) -> str:
     if base:
         domains = [_base_row(d, r) for d, r in base["domains"].items()]
         parts.append(text_table([*domains, _base_row("all", base)]))
-    for name in ("casual", "knowledge"):
+    for name in BY_SKILL:
         if name in results["tasks"]:
             parts.append(f"{name}:\n" + text_table(skills_table(results["tasks"][name])))
     if rest := [{"": k, "value": v} for k, v in _other_figures(results)]:

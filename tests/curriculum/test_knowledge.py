@@ -8,9 +8,7 @@ from elite112m.core.config import InputError
 from elite112m.core.presets import TINY, preset
 from elite112m.core.runs import run_stage
 from elite112m.curriculum import lessons
-from elite112m.curriculum.everyday import conversation_examples
-from elite112m.curriculum.lessons import CATEGORIES, KNOWLEDGE, lesson_documents, lesson_weights
-from elite112m.curriculum.mixture import curriculum_stream
+from elite112m.curriculum.lessons import CATEGORIES, KNOWLEDGE, lesson_weights
 from elite112m.data.conversations import chosen
 from elite112m.data.prepare import prepare
 from elite112m.data.shards import Split
@@ -50,13 +48,6 @@ def test_the_share_of_knowledge(share):
     assert set(drawn) - {KNOWLEDGE} <= set(CATEGORIES)
 
 
-def test_without_a_share_nothing_changes():
-    assert list(islice(conversation_examples("train", 1), 500)) == list(
-        islice(conversation_examples("train", 1, knowledge=0.0), 500)
-    )
-    assert next(curriculum_stream("train", 1)) == next(curriculum_stream("train", 1, 0.0))
-
-
 def test_no_fact_is_asked_as_an_examination_asks():
     asked = {reduced(i.prompt) for i in (*exam(30), *casual_items(), *knowledge_items())}
     drawn = islice(lessons.lesson_examples("train", 3, lesson_weights(0.9)), 40_000)
@@ -78,4 +69,3 @@ def test_a_preset_prepares_and_tunes_with_the_facts(tmp_path):
 def test_a_share_that_leaves_nothing_else_is_refused():
     with pytest.raises(InputError, match="data.knowledge"):
         preset("nano", {"data.knowledge": 1.0})
-    assert list(islice(lesson_documents("train", 1), 3)) == list(islice(lesson_documents("train", 1, None), 3))
