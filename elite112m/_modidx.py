@@ -2678,6 +2678,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'elite112m.training.trainer.window_of': ( '06_training/trainer.html#window_of',
                                                                                       'elite112m/training/trainer.py')},
             'elite112m.workbook.bench': { 'elite112m.workbook.bench._best': ('10_workbook/bench.html#_best', 'elite112m/workbook/bench.py'),
+                                          'elite112m.workbook.bench._shape_of': ( '10_workbook/bench.html#_shape_of',
+                                                                                  'elite112m/workbook/bench.py'),
                                           'elite112m.workbook.bench._timed_steps': ( '10_workbook/bench.html#_timed_steps',
                                                                                      'elite112m/workbook/bench.py'),
                                           'elite112m.workbook.bench._training_model': ( '10_workbook/bench.html#_training_model',

@@ -340,6 +340,15 @@ def training_summary(
     return out | {f"{v}_peak_gb": max(r["peak_gb"] for r in rs) for v, rs in runs.items()}
 
 # %% ../../nbs/10_workbook/15_bench.ipynb #e4c5858d
+def _shape_of(name, batch, settings):
+    "Model, batch as text and as numbers for a preset. Raises `InputError` for what does not fit together."
+    m = preset(name, settings).model
+    batch = batch or usual_batch(m.context)
+    shape = parse_batch(batch)
+    require(shape[1] <= m.context, f"--batch {batch}: {shape[1]} tokens are more than model.context={m.context}")
+    return m, batch, shape
+
+
 def bench_train(
     name: str,  # preset
     batch: str = None,  # sequences x tokens of one step; None: `usual_batch`
@@ -353,10 +362,7 @@ def bench_train(
     beside: int = 0,  # busy processes beside which every variant is measured as well
 ) -> dict:
     "Training tok/s and peak GB, ours and transformers', in all variants; `best_ratio`: our best / transformers eager."
-    m, variants = preset(name, settings).model, variants_of(precisions, compile)
-    batch = batch or usual_batch(m.context)
-    shape = parse_batch(batch)
-    require(shape[1] <= m.context, f"--batch {batch}: {shape[1]} tokens are more than model.context={m.context}")
+    (m, batch, shape), variants = _shape_of(name, batch, settings), variants_of(precisions, compile)
     require(steps >= 1 and rounds >= 1, "--steps and --rounds must be at least 1")
     compiler = any(map(shutil.which, ("g++", "c++", "clang++")))
     require(not compile or compiler, "no C++ compiler for torch.compile; install g++, or use --no-compile")
@@ -375,6 +381,8 @@ def bench_presets(
 ) -> dict:
     "The result of `bench_train` for one preset; for several, all in one, each key with the preset's name in front."
     require(len(set(names)) == len(names), f"--preset {' --preset '.join(names)}: each can be named once")
+    for name in names:  # all before the first is measured
+        _shape_of(name, kw.get("batch"), kw.get("settings"))
     found = {name: bench_train(name, **kw) for name in names}
     if len(names) == 1:
         return found[names[0]]
