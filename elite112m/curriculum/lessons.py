@@ -456,9 +456,10 @@ def _pattern(r):
             places = range(start % 16, 26, min(step, 2))
             *run, c = [_ABC[i] for i in places[:5]]
         case "number":
-            run, c = [str(start + step * i) for i in range(4)], start + 4 * step
+            run = [str(start + step * i) for i in range(r.randint(3, 5))]
+            c = int(run[-1]) + step
     check = _number_check(c) if form == "number" else _EXACT
-    return form, f"{form}:{' '.join(run)}", dict(l=", ".join(run), c=c), check
+    return form, f"{form}:{' '.join(run)}", dict(l=", ".join(run), last=run[-1], step=step, c=c), check
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #cd1b841f
 @_family("Reasoning: Temporal")

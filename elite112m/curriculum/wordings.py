@@ -125,6 +125,12 @@ def _drop(text, r):
     return _SMALL_WORDS.sub(lambda m: "" if r.random() < 0.6 else m[0], text)
 
 # %% ../../nbs/03_curriculum/13_wordings.ipynb #6a62d69a
+_TYPED = {
+    **{"you": "u", "are": "r", "your": "ur", "people": "ppl", "because": "cuz", "before": "b4", "about": "abt"},
+    **{"tomorrow": "tmrw", "today": "2day", "something": "smth", "want to": "wanna", "going to": "gonna"},
+    **{"don't know": "dunno", "what": "wat", "kind of": "kinda", "let me": "lemme", "with": "w/", "okay": "k"},
+}
+_TYPED_WORDS = re.compile(r"(?<!\{)\b(?:" + "|".join(sorted(_TYPED, key=len, reverse=True)) + r")\b(?![\w'}])")
 STYLES = {"neat": 8, "plain": 3, "bare": 8, "slips": 2}  # how often training has each
 
 
@@ -159,6 +165,8 @@ def prompt_of(
     if frames == "train" and style in ("bare", "slips"):
         template = _roughened(core, template, r)
     template = styled(core[0], template, r, style)
+    if frames == "train" and style in ("bare", "slips") and r.random() < 0.15:
+        template = _TYPED_WORDS.sub(lambda m: _TYPED[m[0]] if r.random() < 0.7 else m[0], template)
     if style in ("bare", "slips") and names:
         slots = slots | {k: slots[k].lower() for k in names if isinstance(slots.get(k), str)}
     text = re.sub(r"([.?!])[.?!]$", r"\1", template.format(**slots))  # a slot may have a mark of its own

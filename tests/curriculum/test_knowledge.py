@@ -1,14 +1,17 @@
 "The large tables of facts: right by their own checks, drawn in their share, never asked as an examination asks."
 
+import re
 from itertools import islice
 
 import pytest
 
 from elite112m.core.config import InputError
+from elite112m.core.files import read_asset
 from elite112m.core.presets import TINY, preset
 from elite112m.core.runs import run_stage
 from elite112m.curriculum import lessons
 from elite112m.curriculum.lessons import CATEGORIES, KNOWLEDGE, lesson_weights
+from elite112m.curriculum.wordings import FRAMES
 from elite112m.data.conversations import chosen
 from elite112m.data.prepare import prepare
 from elite112m.data.shards import Split
@@ -46,6 +49,15 @@ def test_the_share_of_knowledge(share):
     drawn = [i.category for i in islice(lessons.lesson_examples("train", 1, lesson_weights(share)), 4_000)]
     assert abs(drawn.count(KNOWLEDGE) / len(drawn) - share) < 0.03
     assert set(drawn) - {KNOWLEDGE} <= set(CATEGORIES)
+
+
+def test_no_sentence_is_a_noun_in_a_frame():
+    "A sentence may be held out for the test, so no noun phrase of its relation may lead to it in training."
+    for rel in lessons._RELATIONS + [t for t in read_asset("knowledge") if "ask" in t]:
+        named = [(kind, core) for kind in ("noun", "person", "topic") for core in rel.get(kind, ())]
+        framed = [(f, core) for kind, core in named for frames in FRAMES[kind].values() for f in frames]
+        made = {reduced(f.replace("{c}", core).replace("{bare}", re.sub("^the ", "", core))) for f, core in framed}
+        assert not made & {reduced(s) for split in rel["ask"].values() for s in split}, rel["id"]
 
 
 def test_no_fact_is_asked_as_an_examination_asks():

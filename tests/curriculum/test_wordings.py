@@ -40,8 +40,22 @@ def test_casual_prompts_are_composed_of_parts_that_no_lesson_has():
     tables = [rel for facts in lessons._FACTS.values() for rel, *_ in facts]
     tables = {rel["id"]: cores_of(rel, rel["ask"]["train"] + rel["ask"]["test"]) for rel in tables}
     for relation, (_, cores) in CASUAL["facts"].items():
-        ours = {reduced(core) for _, core in tables[relation]}
+        ours = {reduced(core).removeprefix("the ") for _, core in tables[relation]}
         assert not {reduced(core) for core in cores} & ours, relation
+
+
+def every(sentence):
+    "All sentences that `(Hi|Hello)( there|)` stands for."
+    m = re.search(r"\(([^()]*)\)", sentence)
+    return [s for part in m[1].split("|") for s in every(sentence.replace(m[0], part, 1))] if m else [sentence]
+
+
+def test_nothing_that_everyday_talk_is_built_from_gives_a_sentence_of_the_test():
+    "Of a table's thousands of sentences, whatever chance draws."
+    for name, table in (everyday._SKILLS | everyday._TALKS).items():
+        ours = {reduced(s) for ask in table["ask"] for s in every(ask)}
+        assert ours and not ours & {reduced(s) for s in table["other"]}, name
+        assert not ours & {reduced(i.prompt) for i in casual_items()}, name
 
 
 def test_each_exercise_is_asked_in_three_wordings_with_one_answer():
