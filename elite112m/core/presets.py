@@ -30,23 +30,23 @@ from .sizes import size_name, size_of, sized, web_sources
 # %% ../../nbs/01_core/10_presets.ipynb #5c6bea62
 _NANO = Preset(
     name="nano",
-    data=DataConfig(tokens=800_000, curriculum=0.8),
+    data=DataConfig(tokens=600_000, curriculum=0.8),
     model=ModelConfig(vocab_size=4096, n_layers=4, d_model=192, n_heads=3, n_kv_heads=1, d_ff=512, context=256),
     pretrain=PretrainConfig(
-        **{"steps": 250, "batch_size": 8, "eval_every": 60, "lr": 2.8e-2, "muon_lr": 0.028, "warmup_steps": 15}
+        **{"steps": 160, "batch_size": 8, "eval_every": 40, "lr": 2.8e-2, "muon_lr": 0.028, "warmup_steps": 15}
     ),
     sft=SFTConfig(examples=32_000, batch_size=8, lr=1.4e-2, muon_lr=0.02, eval_every=100),
 )
 _MICRO = Preset(
     name="micro",
-    data=DataConfig(tokens=5_000_000, curriculum=0.85, knowledge=0.35),
-    model=ModelConfig(vocab_size=4096, n_layers=6, d_model=192, n_heads=3, n_kv_heads=1, d_ff=512, context=256),
+    data=DataConfig(tokens=5_400_000, curriculum=0.85, knowledge=0.15),
+    model=ModelConfig(vocab_size=8192, n_layers=6, d_model=192, n_heads=3, n_kv_heads=1, d_ff=512, context=256),
     pretrain=PretrainConfig(
         **{"steps": 2000, "batch_size": 8, "eval_every": 200, "lr": 2e-2, "muon_lr": 0.024, "warmup_steps": 15}
     ),
     sft=SFTConfig(
-        sources=("curriculum", "mixture:weight=0.15"),
-        **{"examples": 70_000, "batch_size": 8, "lr": 1.2e-2, "muon_lr": 0.02, "eval_every": 400},
+        sources=("curriculum", "mixture:weight=0.08"),
+        **{"examples": 160_000, "batch_size": 8, "lr": 1.2e-2, "muon_lr": 0.02, "eval_every": 500},
     ),
 )
 

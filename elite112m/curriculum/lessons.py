@@ -256,7 +256,8 @@ def _write(drawn, split, r, wording="taught"):
     ask = lambda cores, *how: prompt_of(r.choice(cores), drawn.slots, r, *how, names=drawn.names)
     whole = [c for c in drawn.cores if c[0] != "short"]
     if split != "test":
-        prompt = ask(drawn.cores)
+        short = [c for c in drawn.cores if c[0] == "short"]
+        prompt = ask(short if short and r.random() < 0.45 else whole or drawn.cores)
     elif wording == "casual":
         prompt = ask(whole + drawn.held, "test", ("bare", "slips"))
     else:

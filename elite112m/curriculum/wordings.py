@@ -15,6 +15,7 @@ from ..core.files import read_asset
 
 # %% ../../nbs/03_curriculum/13_wordings.ipynb #910e98f4
 FRAMES = read_asset("wordings")
+_FILLERS = FRAMES.pop("fillers")
 
 _QUESTION = re.compile(
     r"(?:what|which|who|whose|where|when|how|in|on|at|of|to|from|is|do|does|can|could|would|any|what's|who's)\b"
@@ -100,8 +101,10 @@ def _mark(kind, template):
 _SMALL_WORDS = re.compile(r"\b(?:the|an?|is|are|of|do|does|to|what|what's|it|that|for|me)\b ?")
 
 
-def _filler(r):
-    "One or two made-up syllables."
+def _filler(r, place):
+    "What people say before or after a question, or one or two made-up words."
+    if r.random() < 0.65:
+        return r.choice(_FILLERS[place])
     vowels, ends = "aeiou", " " * 3 + "bdfgklmnprstxz"
     syllable = lambda: (r.choice("bcdfghjklmnprstvwyz") + r.choice(vowels) + r.choice(ends)).strip()
     words = ("".join(syllable() for _ in range(r.choice((1, 1, 2)))) for _ in range(r.choice((1, 1, 2))))
@@ -110,14 +113,16 @@ def _filler(r):
 
 def _roughened(core, template, r):
     "A framed template with filler words, without small words, or as it is."
-    chance = r.random()
-    if chance < 0.1 and _fits("{c} ...", core[1]) and core[0] != "text":
-        return f"{template} {_filler(r)}"
-    if chance < 0.22:
-        return f"{_filler(r)} {template}"
-    if chance < 0.34 and core[0] not in ("text", "talk"):
+    kind, text = core
+    if r.random() < 0.14 and kind not in ("text", "talk"):
         kept = "".join(part if part.startswith("{") else _drop(part, r) for part in re.split(r"({.*?})", template))
-        return kept.strip() or template
+        template = kept.strip() or template
+    before, after = (0.12, 0.1) if kind == "talk" else (0.3, 0.25)
+    if r.random() < after and _fits("{c} ...", text) and kind != "text":
+        said = _filler(r, "after")
+        template += said if said in "!?." else f"{r.choice(('', '', ','))} {said}"
+    if r.random() < before:
+        template = f"{_filler(r, 'before')}{r.choice(('', '', ','))} {template}"
     return template
 
 
