@@ -371,6 +371,7 @@ def _algebra(r):
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #b6c10e1e
 _LISTS = {k["many"]: k for k in _WORDS["kinds"].values()} | _WORDS["lists"]
+_LISTS["colors"] = _LISTS["colours"]
 
 
 @_family("Instruction: Count Constraint")
@@ -388,7 +389,7 @@ def _count(r):
 @_family("Instruction: Format")
 def _format(r):
     form = r.choice(list(_PHRASES["Instruction: Format"]))
-    words = r.sample(_WORDS["words"], 3 if form in ("reverse", "commas") else 2)
+    words = r.sample(_WORDS["words"], 3 if form in ("reverse", "commas") else r.choice((1, 2, 2, 3)))
     joined = " ".join(words)
     slots = dict(w=joined, l=", ".join(words), back=", ".join(words[::-1]), up=joined.upper())
     check = dict(kind="sequence", items=words[::-1]) if form == "reverse" else _EXACT
@@ -400,11 +401,13 @@ _ABC = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @_family("Instruction: Sequence")
 def _sequence(r):
-    form, n = r.choice(("up", "down", "letters", "sort")), r.randint(3, 6)
+    form, n = r.choice(("up", "up", "to", "down", "letters", "sort")), r.randint(3, 6)
     start = r.randrange(26 - n if form == "letters" else 30)
+    if form == "to":
+        start, n = 1, r.randint(3, 20)
     run = sorted(r.sample(range(50), 3)) if form == "sort" else list(range(start, start + n))
     run = [_ABC[i] if form == "letters" else str(i) for i in run]
-    kind = "count" if form in ("up", "down") else form
+    kind = "count" if form in ("up", "to", "down") else form
     key = f"{kind}:{' '.join(run)}"
     if form == "down":
         run.reverse()
@@ -473,7 +476,7 @@ def _clock(r):
 @_family("Code: Basic")
 def _program(r):
     form, a, n = r.choice(list(_PHRASES["Code: Basic"])), r.randint(1, 30), r.randint(2, 5)
-    b, v, w = r.randint(1, 30), r.choice(_WORDS["variables"]), " ".join(r.sample(_WORDS["words"], 2))
+    b, v, w = r.randint(1, 30), r.choice(_WORDS["variables"]), " ".join(r.sample(_WORDS["words"], r.randint(1, 2)))
     match form:
         case "words":
             key, out = f"print:{w}", w
