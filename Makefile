@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:
 	@echo "make run      the nano preset, from raw text to a model you can chat with, in runs/nano"
 	@echo "make lab      JupyterLab on the notebooks; begin with index.ipynb"
-	@echo "make test     every check (about 15 minutes)"
+	@echo "make test     every check (20 to 30 minutes)"
 	@echo "make check    the quick ones, for people who edit: notebooks and package agree, links, quick tests (2 minutes)"
 	@echo "make test-te  the TransformerEngine backend against its real Python, kernels emulated, in .venv-te (no GPU needed)"
 	@echo "make docs     the site: the notebooks as they are, searchable, in build/site"
