@@ -57,12 +57,13 @@ def varied(sentence: str, r: random.Random) -> str:
 
 
 def _letters(text):
+    "A text in small letters, its words alone, with single spaces between them."
     return re.sub(r"\W+", " ", re.sub("['’]", "", text.casefold())).strip()
 
 
 # what the examination asks word for word: a hundred ways to say hello would hit upon it
-_RESERVED = {_letters(p) for t in read_asset("casual")["talk"].values() for p in t.get("prompts", ())}
-_RESERVED |= {_letters(p) for t in read_asset("casual")["talk"].values() for _, p, *_ in t.get("talks", ())}
+_EXAMINED = read_asset("casual")["talk"].values()
+_RESERVED = {_letters(p) for t in _EXAMINED for p in (*t.get("prompts", ()), *(talk[1] for talk in t.get("talks", ())))}
 
 
 def _core(sentence, table):

@@ -64,6 +64,7 @@ def _task_slots(name, r):
             return dict(a=a, b=b), lessons._number_check(max(a, b))
         case "list":
             many, n = r.choice([m for m in lessons._LISTS if m != "colors"]), r.randint(2, 5)
+            # "colors" came to the lessons later; these prompts stay what they were
             members = lessons._LISTS[many]["members"] + lessons._LISTS[many]["also"]
             return dict(n=n, many=many.lower()), dict(kind="list", n=n, members=members)
         case "count":
