@@ -229,9 +229,9 @@ def block_bytes(
     "Bytes of activations a token that one block keeps for its backward pass, eager mode."
     d, d_kv, b = m.d_model, m.n_kv_heads * m.head_dim, BYTES[precision]
     if precision == "fp8":
-        return 4 * 4 * d + b * (2 * d + 2 * d_kv + 3 * m.d_ff) + 6 * d + m.d_ff
+        return 4 * 4 * d + b * (2 * d + 2 * d_kv + 2 * m.d_ff) + 6 * d + m.d_ff
     inputs = 4 if b == 4 else 7  # autocast copies the inputs of matrices
-    return 4 * 4 * d + b * (inputs * d + 2 * d_kv + 4 * m.d_ff)
+    return 4 * 4 * d + b * (inputs * d + 2 * d_kv + 3 * m.d_ff)
 
 
 def activation_bytes(m: ModelConfig, precision: str = "fp32") -> float:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RMSNorm', 'rope_table', 'rotate', 'fuses_groups', 'Attention', 'document_mask', 'document_bounds', 'attend_within',
-           'takes_bounds', 'MLP', 'Block', 'KVCache', 'Decoder', 'CausalLM', 'hf_config']
+           'takes_bounds', 'SwiGLU', 'MLP', 'Block', 'KVCache', 'Decoder', 'CausalLM', 'hf_config']
 
 # %% ../../nbs/04_model/00_transformer.ipynb #89deaed0
 import math
@@ -128,6 +128,21 @@ def takes_bounds(device, dtype, head_dim: int) -> bool:
     new_enough = torch.cuda.get_device_capability(device) >= (8, 0)
     return new_enough and dtype in (torch.bfloat16, torch.float16) and head_dim % 8 == 0 and head_dim <= 192
 
+# %% ../../nbs/04_model/00_transformer.ipynb #5f1c0d2a
+class SwiGLU(torch.autograd.Function):
+    "`silu(gate) * up`, tensors of one shape; the backward pass computes the silu again instead of keeping it."
+
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(g * up, gate), g * F.silu(gate)
+
 # %% ../../nbs/04_model/00_transformer.ipynb #4c49e116
 class MLP(nn.Module):
     "SwiGLU feed-forward network."
@@ -139,7 +154,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(c.d_ff, c.d_model, bias=False)
 
     def forward(self, x):  # (B, T, d_model)
-        hidden = F.silu(self.gate_proj(x)) * self.up_proj(x)  # (B, T, d_ff)
+        hidden = SwiGLU.apply(self.gate_proj(x), self.up_proj(x))  # (B, T, d_ff)
         return self.down_proj(hidden)  # (B, T, d_model)
 
 # %% ../../nbs/04_model/00_transformer.ipynb #19d62297
