@@ -28,12 +28,11 @@ from .config import SECTIONS, InputError, Preset, require
 from elite112m.core.files import (
     DATA_FILES,
     EVALUATION_FILES,
-    HF_FILES,
+    EXPORT_FILES,
     TRAINING_FILES,
     echo,
     files_below,
     foreign_file,
-    inside_folder,
     is_ours,
     lies_in,
     read_json,
@@ -109,7 +108,7 @@ EXPORT = Stage(
     notebook="09_sharing/00_export",
     folder="export",
     sections=("export",),
-    files=inside_folder("hf", HF_FILES),
+    files=EXPORT_FILES,
     reads="sft",
 )
 STAGES = {stage.name: stage for stage in (PREPARE, PRETRAIN, SFT, EVALUATE, EXPORT)}

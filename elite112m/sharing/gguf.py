@@ -41,6 +41,7 @@ def gguf_tensors(model):
 GGUF_KINDS = {
     "f32": "ALL_F32",
     "f16": "MOSTLY_F16",
+    "bf16": "MOSTLY_BF16",
     "q8_0": "MOSTLY_Q8_0",
     "q4_0": "MOSTLY_Q4_0",
 }  # name: llama.cpp's name for a file of that kind

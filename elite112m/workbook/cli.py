@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['run_option', 'from_option', 'MAX_STEPS', 'MAX_HOURS', 'MAX_EXERCISES', 'CLI_COMMANDS', 'cli', 'stage_options',
            'length_options', 'run_command', 'stage_command', 'presets_command', 'status_command', 'report_command',
-           'doctor_command', 'verify_command', 'exercises_command', 'import_original_command', 'ClosedInput',
-           'open_closed_streams', 'main']
+           'doctor_command', 'exercises_command', 'import_original_command', 'ClosedInput', 'open_closed_streams',
+           'main']
 
 # %% ../../nbs/10_workbook/10_cli.ipynb #56fb7066
 import errno
@@ -25,6 +25,7 @@ from ..core.files import CANNOT_WRITE, silent, text_table
 from ..core.presets import preset, presets_table, step_tokens
 from ..core.runs import STAGES, Run, resolve, stages_of
 from .bench_run import bench_run_command
+from .cli_export import export_options, verify_command
 from elite112m.workbook.cli_models import (
     chat_command,
     compare_command,
@@ -234,24 +235,16 @@ _STAGE_HELP = {
     "pretrain": "Train a fresh model, or a given one further, on the prepared shards.",
     "sft": "Fine-tune the pretrained model, or a given one, on conversations.",
     "evaluate": "Score a run's fine-tuned model, or any other model, on the 35 categories.",
-    "export": "Write the fine-tuned model as a Hugging Face folder.",
+    "export": "Write a run's fine-tuned model, or any other model, for other programs.",
 }
 
 # %% ../../nbs/10_workbook/10_cli.ipynb #57cb59c7
-_format_option = click.option(
-    "--to",
-    type=click.Choice(["hf"]),
-    default="hf",
-    show_default=True,
-    expose_value=False,
-    help="Format to write: hf is a Hugging Face folder.",
-)
 _STAGE_OPTIONS = {
     "prepare": [from_option],
     "pretrain": [from_option, track_option, length_options("steps", "tokens", "hours", "extend")],
     "sft": [from_option, track_option, length_options("steps", "hours", "extend")],
     "evaluate": [evaluation_options],
-    "export": [_format_option],
+    "export": [export_options],
 }
 
 # %% ../../nbs/10_workbook/10_cli.ipynb #a5492af9
@@ -261,7 +254,7 @@ def stage_command(stage):
     @click.option(
         "--run",
         "path",
-        required=stage != "evaluate",
+        required=stage not in ("evaluate", "export"),
         metavar="DIR",
         help="Run folder.",
         shell_complete=completion(run_folders),
@@ -318,22 +311,6 @@ def doctor_command(as_json):
 
     found = examine()
     click.echo(json.dumps(found, indent=1) if as_json else doctor_text(found))
-
-# %% ../../nbs/10_workbook/10_cli.ipynb #01b28fe2
-@click.command("verify", epilog="Example: elite112m verify runs/nano/data")
-@click.argument("folder", metavar="DIR")
-def verify_command(folder):
-    "Check every file and document of prepared data against their manifest."
-    from elite112m.data.shards import verify_data
-
-    require(Path(folder).is_dir(), f"no folder at {folder}")
-    is_run = (Path(folder) / "run.json").exists()
-    manifest = verify_data(Path(folder) / "data" if is_run else folder)
-    rows = [
-        {"split": s, "documents": f"{d['documents']:,}", "tokens": f"{d['tokens']:,}", "shards": len(d["shards"])}
-        for s, d in manifest["splits"].items()
-    ]
-    click.echo(f"{text_table(rows)}\nevery file is as it was written")
 
 # %% ../../nbs/10_workbook/10_cli.ipynb #d27aa451
 @click.command("exercises", epilog="Example: elite112m exercises --out exercises --n 60000")

@@ -42,7 +42,7 @@ OWN = [
     "sft/.hidden/pairs.jsonl",
     "eval/figures.csv",
     "eval/paper/suite.png",
-    "export/hf/README.md",
+    "export/hf/NOTES.md",
     "export/model.gguf",
     "data/.gitignore",
     "eval/.gitkeep",
@@ -144,7 +144,7 @@ def test_the_first_file_in_the_way_is_named(finished, tmp_path, tiny):
     "A refusal is one line with the file's name, and nothing at all has changed."
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    for name in ("data/book.txt", "pretrain/checkpoints/step-00000005/notes.txt", "export/hf/README.md"):
+    for name in ("data/book.txt", "pretrain/checkpoints/step-00000005/notes.txt", "export/hf/NOTES.md"):
         mine = run / name
         mine.parent.mkdir(exist_ok=True)
         mine.write_text(TEXT)

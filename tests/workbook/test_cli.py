@@ -173,6 +173,8 @@ def test_a_folder_of_the_user_is_no_run(tmp_path):
     assert contents(tmp_path) == {Path("notes.txt"): b"mine"}
 
 
-def test_export_knows_one_format(tmp_path):
-    assert "'zip' is not 'hf'" in refusal(here("elite112m", "export", "--run", tmp_path, "--to", "zip"))
+def test_export_of_no_run(tmp_path):
+    assert "'zip' is not one of 'hf', 'gguf', 'all'" in refusal(
+        here("elite112m", "export", "--run", tmp_path, "--to", "zip")
+    )
     assert "is not a run yet" in refusal(here("elite112m", "export", "--run", tmp_path, "--to", "hf"))
