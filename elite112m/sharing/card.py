@@ -6,6 +6,7 @@
 __all__ = ['LICENCES', 'run_of', 'origin', 'licence_of', 'repeat_command', 'model_card']
 
 # %% ../../nbs/09_sharing/12_card.ipynb #cd000003
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -186,9 +187,9 @@ def model_card(
     files: str,  # what the folder holds, in Markdown
 ) -> str:
     "The text of `README.md`."
-    sources = dict.fromkeys(about["data"]["sources"]) if about["data"] else {}
-    if about["run"]:
-        sources |= dict.fromkeys(about["run"]["settings"].get("sft.sources", ()))
+    sources = list(about["data"]["sources"]) if about["data"] else []
+    sources += about["run"]["settings"].get("sft.sources", ()) if about["run"] else ()
+    sources = dict.fromkeys(re.sub("^curriculum/.*", "curriculum", s) for s in sources)
     shown = {"name": name, "about": about, "s": about["shape"], "e": about["evaluation"], "files": files}
     command = repeat_command(about["run"]) if about["run"] else ""
     known = {"rates": _rates, "published": PUBLISHED, "sources": sources, "licence": licence_of, "command": command}

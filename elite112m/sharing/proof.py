@@ -116,8 +116,8 @@ class TransformersRuntime:
     def reply(self, ids, new) -> tuple:  # token ids, whether it ended by itself
         return without_end(self._generate(ids, new, self.ends), self.ends)
 
-    def logprobs(self, ids) -> torch.Tensor:  # (vocabulary,)
-        return self._all(ids)[-1]
+    def logprobs(self, ids, of) -> torch.Tensor:  # of these tokens after `ids`
+        return self._all(ids)[-1][of]
 
     def text_logprobs(self, ids) -> tuple:  # of each token after the first; the likeliest tokens there
         found = self._all(ids)[:-1]
@@ -150,22 +150,21 @@ class LlamaCppRuntime:
         found = llama_cpp_answer(self.server, ids, new, ignore_eos=False)
         return without_end(found["tokens"], self.ends)[0], found["stop_type"] == "eos"
 
-    def _next(self, ids, n):
-        "The `n` likeliest tokens after `ids`: {id: logarithm of its probability}, the likeliest first."
+    def _next(self, ids, of, n=256):
+        "Likely tokens after `ids`, those in `of` among them: {id: logarithm of its probability}, the likeliest first."
         # of a token that ends in the middle of a character it says nothing, so it is made to say a letter
         how = dict(n_probs=n, cache_prompt=True, logit_bias=[["a", 1e6]])
         found = llama_cpp_answer(self.server, ids, 1, **how)
         likeliest = found["completion_probabilities"][0]["top_logprobs"]
-        return {c["id"]: math.nan if c["logprob"] is None else c["logprob"] for c in likeliest}
+        found = {c["id"]: math.nan if c["logprob"] is None else c["logprob"] for c in likeliest}
+        return found if len(found) < n or found.keys() >= set(of) else self._next(ids, of, 10**6)
 
-    def logprobs(self, ids) -> torch.Tensor:
-        found = self._next(ids, 10**6)
-        out = torch.full((max(found) + 1,), -torch.inf)
-        out[list(found)] = torch.tensor(list(found.values()))
-        return out
+    def logprobs(self, ids, of) -> torch.Tensor:
+        found = self._next(ids, of)
+        return torch.tensor([found.get(i, -math.inf) for i in of])
 
     def text_logprobs(self, ids) -> tuple:
-        each = [self._next(ids[:i], 10**6) for i in range(1, len(ids))]
+        each = [self._next(ids[:i], ids[i : i + 1]) for i in range(1, len(ids))]
         return torch.tensor([found[i] for found, i in zip(each, ids[1:])]), torch.tensor([next(iter(f)) for f in each])
 
     def rates(self, ids, new) -> tuple:
@@ -181,9 +180,9 @@ def _difference(runtime, prompt, ours, theirs):
     "How much likelier the runtime found its own token where a reply first differs from ours; None if none does."
     for at in range(max(len(ours), len(theirs))):
         if ours[at : at + 1] != theirs[at : at + 1]:
-            found = runtime.logprobs(prompt + ours[:at])
-            of = lambda reply: found[reply[at]] if at < len(reply) else found[list(runtime.ends)].max()
-            return (of(theirs) - of(ours)).item()
+            said = [reply[at : at + 1] or sorted(runtime.ends) for reply in (ours, theirs)]
+            one, other = (runtime.logprobs(prompt + ours[:at], of).max() for of in said)
+            return (other - one).item()
 
 
 def compare_with(ref: Reference, runtime) -> dict:
@@ -191,7 +190,7 @@ def compare_with(ref: Reference, runtime) -> dict:
     replies = [runtime.reply(ids, REPLY_TOKENS) for ids in ref.prompts]
     gaps = [_difference(runtime, *three) for three in zip(ref.prompts, ref.replies, (ids for ids, _ in replies))]
     likeliest = ref.logprobs.topk(20).indices  # (prompts, 20)
-    there = torch.stack([runtime.logprobs(ids)[of] for ids, of in zip(ref.prompts, likeliest)])
+    there = torch.stack([runtime.logprobs(ids, of.tolist()) for ids, of in zip(ref.prompts, likeliest)])
     said, best = runtime.text_logprobs(ref.text)
     prompt_rate, rate = runtime.rates(ref.text[: len(ref.text) // 2], min(32, len(ref.text) // 4))
     return {

@@ -121,10 +121,10 @@ def _verify_exports(folders):
 @click.argument("folder", metavar="DIR")
 def verify_command(folder):
     "Check an exported model, or prepared data, against its manifest."
-    from elite112m.sharing.proof import is_export
-
     folder = Path(folder)
     require(folder.is_dir(), f"no folder at {folder}")
+    from elite112m.sharing.proof import is_export
+
     if (folder / "run.json").exists():
         folder = folder / "data"
     exports = [f for f in (folder, *sorted(folder.iterdir())) if f.is_dir() and is_export(f)] if folder.is_dir() else []
