@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROOF_PROMPTS', 'REPLY_TOKENS', 'TEXT_TOKENS', 'RUNTIMES', 'EXACT', 'GAP', 'ROUNDING', 'EXPORT_FORMAT', 'Reference',
-           'without_end', 'make_reference', 'save_reference', 'load_reference', 'TransformersRuntime',
-           'LlamaCppRuntime', 'compare_with', 'faults', 'is_export', 'seal', 'check_replaceable_export',
+           'without_end', 'make_reference', 'save_reference', 'load_reference', 'timed_rates', 'TransformersRuntime',
+           'LlamaCppRuntime', 'OnnxRuntime', 'compare_with', 'faults', 'is_export', 'seal', 'check_replaceable_export',
            'verify_export']
 
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000003
@@ -13,8 +13,10 @@ import math
 import time
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -96,6 +98,17 @@ def load_reference(folder, said: dict) -> Reference:
         raise InputError(f"{path} is missing or damaged: {str(e)[:80]}; export the model again") from None
 
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000011
+def timed_rates(generate, read: int, new: int) -> tuple:  # a function of a number of tokens; tokens of the prompt
+    "Tokens a second of reading a prompt and of `new` tokens after it."
+    generate(2)
+    times = []
+    for n in (1, new):
+        start = time.perf_counter()
+        generate(n)
+        times.append(time.perf_counter() - start)
+    return read / times[0], (new - 1) / max(times[1] - times[0], 1e-9)
+
+
 class TransformersRuntime:
     "`transformers` on the CPU, with a folder in Hugging Face's format."
 
@@ -128,13 +141,7 @@ class TransformersRuntime:
         return self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
 
     def rates(self, ids, new) -> tuple:  # tokens a second: of the prompt, of the reply
-        self._generate(ids, 2, None)
-        times = []
-        for n in (1, new):
-            start = time.perf_counter()
-            self._generate(ids, n, None)
-            times.append(time.perf_counter() - start)
-        return len(ids) / times[0], (new - 1) / max(times[1] - times[0], 1e-9)
+        return timed_rates(lambda n: self._generate(ids, n, None), len(ids), new)
 
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000013
 class LlamaCppRuntime:
@@ -172,8 +179,59 @@ class LlamaCppRuntime:
         times = llama_cpp_answer(self.server, ids, new)["timings"]
         return times["prompt_per_second"], (new - 1) / times["predicted_ms"] * 1e3
 
+# %% ../../nbs/09_sharing/11_proof.ipynb #pf000035
+class OnnxRuntime:
+    "onnxruntime on the CPU, with an ONNX file."
 
-RUNTIMES = {"hf": TransformersRuntime, "gguf": LlamaCppRuntime}  # by target
+    def __init__(self, path, context: int, ends):
+        require(find_spec("onnxruntime"), "onnxruntime is not installed; pip install 'elite112m[export]'")
+        import onnxruntime as ort
+
+        self.name, self.ends = f"onnxruntime {ort.__version__}", ends
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3  # errors alone
+        try:
+            self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # onnxruntime has kinds of its own, without a common one
+            raise InputError(f"onnxruntime cannot open {path}: {str(e)[:120]}") from None
+
+    def _run(self, ids, past=None):
+        "Logits (tokens, vocabulary) of some more tokens, and the cache with them."
+        inputs = {i.name: i for i in self.session.get_inputs()}
+        cached = [name for name in inputs if name.startswith("past_key_values.")]
+        if past is None:
+            numbers = {name: np.float16 if "16" in inputs[name].type else np.float32 for name in cached}
+            past = {n: np.zeros((1, inputs[n].shape[1], 0, inputs[n].shape[3]), numbers[n]) for n in cached}
+        seen = past[cached[0]].shape[2] + len(ids)
+        feed = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, seen), np.int64), **past}
+        wanted = ["logits", *(name.replace("past_key_values", "present") for name in cached)]
+        logits, *present = self.session.run(wanted, feed)
+        return torch.from_numpy(logits[0].astype(np.float32)), dict(zip(cached, present))
+
+    def _generate(self, ids, new, ends):
+        said, (logits, past) = [], self._run(ids)
+        while len(said) < new:
+            said.append(logits[-1].argmax().item())
+            if said[-1] in ends or len(said) == new:
+                break
+            logits, past = self._run(said[-1:], past)
+        return said
+
+    def reply(self, ids, new) -> tuple:
+        return without_end(self._generate(ids, new, self.ends), self.ends)
+
+    def logprobs(self, ids, of) -> torch.Tensor:
+        return self._run(ids)[0][-1].log_softmax(-1)[of]
+
+    def text_logprobs(self, ids) -> tuple:
+        found = self._run(ids)[0][:-1].log_softmax(-1)
+        return found.gather(1, torch.tensor(ids[1:])[:, None])[:, 0], found.argmax(-1)
+
+    def rates(self, ids, new) -> tuple:
+        return timed_rates(lambda n: self._generate(ids, n, ()), len(ids), new)
+
+
+RUNTIMES = {"hf": TransformersRuntime, "gguf": LlamaCppRuntime, "onnx": OnnxRuntime}  # by target
 
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000015
 def _difference(runtime, prompt, ours, theirs):

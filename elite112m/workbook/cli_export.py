@@ -16,7 +16,7 @@ from ..core.files import text_table
 from .cli_models import refuse_options, typed_options
 
 # %% ../../nbs/10_workbook/23_cli_export.ipynb #ce000006
-EXPORT_TARGETS = ("hf", "gguf")  # as in sharing.export, which takes seconds to import
+EXPORT_TARGETS = ("hf", "gguf", "onnx")  # as in sharing.export, which takes seconds to import
 
 
 def formats_by_target(targets, asked) -> dict:
@@ -55,14 +55,16 @@ _OPTIONS = [
         type=click.Choice([*EXPORT_TARGETS, "all"]),
         default="hf",
         show_default=True,
-        help="hf: a Hugging Face folder; gguf: files for llama.cpp and Ollama; all of them.",
+        help="hf: a Hugging Face folder; gguf: files for llama.cpp and Ollama; onnx: files for onnxruntime and "
+        "transformers.js; all of them.",
     ),
     click.option(
         "--format",
         "asked",
         default="",
         metavar="A,B",
-        help="Formats of the weights. hf: fp32, bf16. gguf: f32, f16, bf16, q8_0, q4_0.  [default: fp32; f16,q8_0]",
+        help="Formats of the weights. hf: fp32, bf16. gguf: f32, f16, bf16, q8_0, q4_0. onnx: fp32, fp16, int8, int4.  "
+        "[default: fp32; f16,q8_0; fp16,int8]",
     ),
     click.option("--out", metavar="DIR", help="With --model: the folder to write."),
 ]

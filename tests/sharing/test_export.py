@@ -18,7 +18,7 @@ def model(tmp_path_factory):
     from elite112m.model.transformer import CausalLM
 
     torch.manual_seed(0)
-    shape = dict(n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, d_ff=96, context=256)
+    shape = dict(n_layers=2, d_model=64, n_heads=4, n_kv_heads=2, d_ff=128, context=256)
     model = CausalLM(ModelConfig(vocab_size=600, **shape)).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -69,12 +69,16 @@ def test_to_llama_cpp_and_back(tmp_path, model):
 def test_everything_at_once_and_again(tmp_path, model):
     "Each target has its folder; what is ours is replaced, what is not stays and is named."
     out = tmp_path / "all"
-    command = ("elite112m", "export", "--model", model, "--to", "all", "--format", "q4_0", "--out", out)
+    formats = "q4_0,fp32"
+    command = ("elite112m", "export", "--model", model, "--to", "all", "--format", formats, "--out", out)
     for _ in "twice":
         done = here(*command)
         assert done.returncode == 0, done.stderr
-    assert (out / "hf/config.json").is_file() and (out / "gguf/model-q4_0.gguf").is_file()
-    assert here("elite112m", "verify", out).stdout.count("are as they were written") == 2
+    for name in ("hf/config.json", "gguf/model-q4_0.gguf", "onnx/onnx/model.onnx", "onnx/tokenizer.json"):
+        assert (out / name).is_file(), name
+    onnx = json.loads((out / "onnx/manifest.json").read_text())["compared"]["fp32"]
+    assert onnx["same_replies"] == onnx["replies"] >= 20 and "onnxruntime" in onnx["runtime"]
+    assert here("elite112m", "verify", out).stdout.count("are as they were written") == 3
     (out / "gguf/notes.txt").write_text("mine")
     assert here(*command).returncode == 0 and (out / "gguf/notes.txt").read_text() == "mine"
     done = here("elite112m", "chat", "--model", out / "gguf/model-q4_0.gguf", "--input", "hi")
