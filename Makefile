@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup run check test test-te docs lab clean
+.PHONY: help setup run check test test-te test-export docs lab clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make lab      JupyterLab on the notebooks; begin with index.ipynb"
 	@echo "make test     every check (20 to 30 minutes)"
 	@echo "make check    the quick ones, for people who edit: notebooks and package agree, links, quick tests (2 minutes)"
+	@echo "make test-export  exports in llama.cpp, onnxruntime, transformers, and in Node.js and Chromium if they are installed"
 	@echo "make test-te  the TransformerEngine backend against its real Python, kernels emulated, in .venv-te (no GPU needed)"
 	@echo "make docs     the site: the notebooks as they are, searchable, in build/site"
 	@echo "make setup    only install, into .venv"
@@ -35,6 +36,10 @@ check: setup
 
 test: setup
 	$(BIN)/python -m pytest tests -n 2
+
+# Exports in other programs: llama.cpp, onnxruntime, transformers; with Node.js transformers.js, with Chromium the page.
+test-export: setup
+	$(BIN)/python -m pytest tests/sharing -n 2 -rs
 
 docs: setup
 	$(BIN)/python docs/build_site.py build/site

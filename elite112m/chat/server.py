@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOSTS', 'HEADERS', 'ServerLimits', 'InferenceQueue', 'JSONHandler', 'CompletionHandler', 'ModelsHandler',
-           'NotFoundHandler', 'HealthHandler', 'page', 'PageHandler', 'make_server', 'serve']
+           'NotFoundHandler', 'HealthHandler', 'page', 'PageHandler', 'make_server', 'listen', 'serve']
 
 # %% ../../nbs/07_chat/15_server.ipynb #svda4db6
 import asyncio
@@ -366,14 +366,19 @@ def make_server(model: ChatModel, defaults: dict = None, limits=ServerLimits()) 
     return server
 
 # %% ../../nbs/07_chat/15_server.ipynb #sv8dc6a6
-def serve(model: ChatModel, port: int = 8112, defaults: dict = None, ready=print):  # ready: called with the address
-    "Serve a model on 127.0.0.1 until Ctrl-C or SIGTERM. Raises `InputError` for a port in use."
+def listen(
+    make,  # a function without parameters that gives the HTTP server
+    port: int,  # 0: a free one
+    ready=print,  # called with the address
+    stopped=lambda server: None,  # called with the server when it has ended
+):
+    "Let a server listen on 127.0.0.1 until Ctrl-C or SIGTERM. Raises `InputError` for a port in use."
 
     async def run():
         end = asyncio.Event()
         for s in not_ignored(signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(s, end.set)
-        server = make_server(model, defaults)
+        server = make()
         try:
             sockets = netutil.bind_sockets(port, "127.0.0.1")
         except OSError as e:
@@ -382,6 +387,15 @@ def serve(model: ChatModel, port: int = 8112, defaults: dict = None, ready=print
         ready(f"http://127.0.0.1:{sockets[0].getsockname()[1]}")
         await end.wait()
         server.stop()
-        server.queue.closed = True
+        stopped(server)
 
     asyncio.run(run())
+
+
+def serve(model: ChatModel, port: int = 8112, defaults: dict = None, ready=print):  # ready: called with the address
+    "Serve a model on 127.0.0.1 until Ctrl-C or SIGTERM. Raises `InputError` for a port in use."
+
+    def close(server):
+        server.queue.closed = True
+
+    listen(lambda: make_server(model, defaults), port, ready, close)

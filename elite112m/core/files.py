@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MODEL_FILES', 'HF_FILES', 'CHECKPOINT_FILES', 'DATABASE_FILES', 'TENSORBOARD_FILES', 'WANDB_FILES', 'DATA_FILES',
            'TRAINING_FILES', 'EVALUATION_FILES', 'HF_EXPORT_FILES', 'GGUF_EXPORT_FILES', 'ONNX_EXPORT_FILES',
-           'EXPORT_FILES', 'COMMAND', 'CANNOT_WRITE', 'is_temporary', 'is_ours', 'files_below', 'foreign_file',
-           'remove_ours', 'atomic', 'write_json', 'read_json', 'read_asset', 'split_files', 'inside_folder', 'lies_in',
-           'silent', 'echo', 'progress', 'text_table', 'CannotWrite', 'writing']
+           'WEB_EXPORT_FILES', 'EXPORT_FILES', 'COMMAND', 'CANNOT_WRITE', 'is_temporary', 'is_ours', 'files_below',
+           'foreign_file', 'remove_ours', 'atomic', 'write_json', 'read_json', 'read_asset', 'split_files',
+           'inside_folder', 'lies_in', 'silent', 'echo', 'progress', 'text_table', 'CannotWrite', 'writing']
 
 # %% ../../nbs/01_core/11_files.ipynb #5c85191b
 import errno
@@ -203,10 +203,16 @@ _HANDED_OVER = ("README.md", "manifest.json", "proof.safetensors")  # with every
 HF_EXPORT_FILES = (*HF_FILES, *_HANDED_OVER)
 GGUF_EXPORT_FILES = ("model-*.gguf", "Modelfile", *_HANDED_OVER)
 ONNX_EXPORT_FILES = ("onnx/model*.onnx", *(f for f in HF_FILES if f != "model.safetensors"), *_HANDED_OVER)
+WEB_EXPORT_FILES = (
+    *("index.html", "app.js", "worker.js", "calculator.js", "sw.js", "site.json", "vendor/*"),
+    *inside_folder("model", ("onnx/model*.onnx", *HF_FILES)),
+    *_HANDED_OVER,
+)
 EXPORT_FILES = (
     *inside_folder("hf", HF_EXPORT_FILES),
     *inside_folder("gguf", GGUF_EXPORT_FILES),
     *inside_folder("onnx", ONNX_EXPORT_FILES),
+    *inside_folder("web", WEB_EXPORT_FILES),
 )
 
 # %% ../../nbs/01_core/11_files.ipynb #2d363640

@@ -15,7 +15,16 @@ from tempfile import TemporaryDirectory
 
 from ..chat.chat_model import ChatModel
 from ..core.config import require
-from ..core.files import GGUF_EXPORT_FILES, HF_EXPORT_FILES, HF_FILES, ONNX_EXPORT_FILES, atomic, echo, writing
+from elite112m.core.files import (
+    GGUF_EXPORT_FILES,
+    HF_EXPORT_FILES,
+    HF_FILES,
+    ONNX_EXPORT_FILES,
+    WEB_EXPORT_FILES,
+    atomic,
+    echo,
+    writing,
+)
 from ..core.locate import find_model
 from ..data.prepare import sample
 from ..data.shards import Split
@@ -25,6 +34,7 @@ from .card import model_card, origin, run_of
 from .gguf import GGUF_KINDS, check_gguf_vocabulary, write_gguf
 from .onnx_files import require_builder, write_onnx
 from .proof import TEXT_TOKENS, make_reference, seal
+from .web import fetch_scripts, write_page
 
 # %% ../../nbs/09_sharing/00_export.ipynb #ex000001
 @dataclass(frozen=True)
@@ -38,21 +48,17 @@ class Target:
     at_once: bool  # whether a folder can hold several formats
 
 
+_ONNX = {
+    **{"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx"},
+    **{"int8": "onnx/model_quantized.onnx", "int4": "onnx/model_q4.onnx"},
+}  # as transformers.js looks for them
 TARGETS = {
     "hf": Target("hf", dict.fromkeys(DTYPES, "."), ("fp32",), HF_EXPORT_FILES, False),
     "gguf": Target(
         "gguf", {kind: f"model-{kind}.gguf" for kind in GGUF_KINDS}, ("f16", "q8_0"), GGUF_EXPORT_FILES, True
     ),
-    "onnx": Target(
-        "onnx",
-        {
-            **{"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx"},
-            **{"int8": "onnx/model_quantized.onnx", "int4": "onnx/model_q4.onnx"},
-        },
-        ("fp16", "int8"),
-        ONNX_EXPORT_FILES,
-        True,
-    ),
+    "onnx": Target("onnx", _ONNX, ("fp16", "int8"), ONNX_EXPORT_FILES, True),
+    "web": Target("web", {f: f"model/{name}" for f, name in _ONNX.items()}, ("fp16",), WEB_EXPORT_FILES, True),
 }
 
 
@@ -107,7 +113,7 @@ def _write_gguf(chat, folder, formats):
 # %% ../../nbs/09_sharing/00_export.ipynb #ex000019
 def _write_onnx(chat, folder, formats):
     "ONNX files as transformers.js looks for them; returns what each file is."
-    names = [TARGETS["onnx"].formats[f] for f in formats]
+    names = [_ONNX[f] for f in formats]
     with TemporaryDirectory(prefix="elite112m-hf-") as hf:
         export_hf(chat.model, chat.tok, hf)
         for format, name in zip(formats, names):
@@ -117,8 +123,20 @@ def _write_onnx(chat, folder, formats):
     files = [f"- `{name}`: the model as an ONNX graph, {f}" for name, f in zip(names, formats)]
     return [*files, "- the others: shape, vocabulary and chat template, as transformers.js and transformers read them"]
 
+# %% ../../nbs/09_sharing/00_export.ipynb #ex000023
+def _write_web(chat, folder, formats):
+    "A page that runs the model in a browser; returns what each file is."
+    (folder / "model").mkdir()
+    _write_onnx(chat, folder / "model", formats)
+    write_page(folder, chat.name, chat.model.config.n_params, chat.context, formats)
+    return [
+        "- `index.html`: the page; serve the folder with any web server, or with `elite112m web DIR`",
+        f"- `model`: the model as transformers.js reads it, {', '.join(formats)}",
+        "- `vendor`: transformers.js and onnxruntime",
+    ]
 
-_WRITE = {"hf": _write_hf, "gguf": _write_gguf, "onnx": _write_onnx}
+
+_WRITE = {"hf": _write_hf, "gguf": _write_gguf, "onnx": _write_onnx, "web": _write_web}
 
 # %% ../../nbs/09_sharing/00_export.ipynb #ex000008
 def held_out_text(path, tok) -> list[int]:
@@ -155,8 +173,10 @@ def export_model(
     chat, path = open_exportable(model)
     if to == "gguf":
         check_gguf_vocabulary(chat.tok)
-    if to == "onnx":
+    if to in ("onnx", "web"):
         require_builder()
+    if to == "web":
+        fetch_scripts()
     about = origin(path, chat.model)
     ref = make_reference(chat, held_out_text(path, chat.tok))
     with writing(Path(out).parent), atomic(out, target.files) as tmp:

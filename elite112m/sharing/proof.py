@@ -231,7 +231,7 @@ class OnnxRuntime:
         return timed_rates(lambda n: self._generate(ids, n, ()), len(ids), new)
 
 
-RUNTIMES = {"hf": TransformersRuntime, "gguf": LlamaCppRuntime, "onnx": OnnxRuntime}  # by target
+RUNTIMES = {"hf": TransformersRuntime, "gguf": LlamaCppRuntime, "onnx": OnnxRuntime, "web": OnnxRuntime}  # by target
 
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000015
 def _difference(runtime, prompt, ours, theirs):

@@ -25,7 +25,7 @@ from ..core.files import CANNOT_WRITE, silent, text_table
 from ..core.presets import preset, presets_table, step_tokens
 from ..core.runs import STAGES, Run, resolve, stages_of
 from .bench_run import bench_run_command
-from .cli_export import export_options, verify_command
+from .cli_export import export_options, verify_command, web_command
 from elite112m.workbook.cli_models import (
     chat_command,
     compare_command,
@@ -362,6 +362,7 @@ CLI_COMMANDS = [
     exercises_command,
     chat_command,
     serve_command,
+    web_command,
     import_original_command,
 ]
 
