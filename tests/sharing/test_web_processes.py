@@ -1,4 +1,4 @@
-"The exported page in a real browser, and transformers.js in Node.js; each is skipped, and says so, where they are missing."
+"The exported page in a browser, and transformers.js in Node.js; skipped, and said so, where these are missing."
 
 import asyncio
 import json
@@ -105,9 +105,7 @@ class Browser:
 
     def __init__(self, folder, url):
         flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-quic --disable-background-networking"
-        flags += (
-            f" --disable-component-update --disable-sync --remote-debugging-port=0"
-        )
+        flags += " --disable-component-update --disable-sync --remote-debugging-port=0"
         command = [CHROMIUM, *flags.split(), f"--user-data-dir={folder}", url]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         port = Path(folder, "DevToolsActivePort")
@@ -161,7 +159,7 @@ class Browser:
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed: the page is not tested in a browser")
 def test_the_page_in_a_browser(served, page, node_modules, tmp_path):
-    "It says what our engine says, without a server's help, again after the server has gone, and axe finds nothing serious."
+    "It says what our engine says, fits on a phone, works without a network, and axe finds nothing serious."
     browser = Browser(tmp_path / "profile", served)
     browser.send("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
     state = lambda: browser.run("document.getElementById('state')?.textContent ?? ''")
