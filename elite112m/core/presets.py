@@ -30,12 +30,12 @@ from .sizes import size_name, size_of, sized, web_sources
 # %% ../../nbs/01_core/10_presets.ipynb #5c6bea62
 _NANO = Preset(
     name="nano",
-    data=DataConfig(tokens=600_000, curriculum=0.8),
+    data=DataConfig(tokens=300_000, curriculum=0.8),
     model=ModelConfig(vocab_size=4096, n_layers=4, d_model=192, n_heads=3, n_kv_heads=1, d_ff=512, context=256),
     pretrain=PretrainConfig(
-        **{"steps": 160, "batch_size": 8, "eval_every": 40, "lr": 2.8e-2, "muon_lr": 0.028, "warmup_steps": 15}
+        **{"steps": 80, "batch_size": 8, "eval_every": 20, "lr": 2.8e-2, "muon_lr": 0.028, "warmup_steps": 15}
     ),
-    sft=SFTConfig(examples=32_000, batch_size=8, lr=1.4e-2, muon_lr=0.02, eval_every=100),
+    sft=SFTConfig(examples=38_000, batch_size=8, lr=1.4e-2, muon_lr=0.02, eval_every=100),
 )
 _MICRO = Preset(
     name="micro",
@@ -46,7 +46,7 @@ _MICRO = Preset(
     ),
     sft=SFTConfig(
         sources=("curriculum", "mixture:weight=0.08"),
-        **{"examples": 110_000, "batch_size": 8, "lr": 1.2e-2, "muon_lr": 0.02, "eval_every": 500},
+        **{"examples": 160_000, "batch_size": 8, "lr": 1.2e-2, "muon_lr": 0.02, "eval_every": 500},
     ),
 )
 

@@ -74,7 +74,7 @@ def _core(sentence, table):
 def _asked_by(table, split, slots, r, wording):
     "A prompt for a table, in a wording of the split; None for one that the examination asks."
     if split != "test":
-        ask = table["ask"][:5] if r.random() < 0.3 else table["ask"]  # the first are what people say most
+        ask = table["ask"][:5] if r.random() < 0.45 else table["ask"]  # the first are what people say most
         prompt = prompt_of(_core(varied(r.choice(ask), r), table), slots, r, names=_SMALL)
         return None if _letters(prompt) in _RESERVED else prompt
     styles = ("bare", "slips") if wording == "casual" else ("neat",)
@@ -166,7 +166,7 @@ def _draw_small_sum(split, r):
 
 # %% ../../nbs/03_curriculum/14_everyday.ipynb #915ef2ac
 FOLLOWED = set("capital continent currency language antonym symbol author french spanish".split())  # relations
-EVERYDAY_SHARE, SMALL_SUMS_SHARE = 0.21, 0.03  # of the conversations; the rest are lessons
+EVERYDAY_SHARE, SMALL_SUMS_SHARE = 0.25, 0.03  # of the conversations; the rest are lessons
 
 
 def _follow_up(first, second, r):

@@ -379,7 +379,7 @@ def _count(r):
     many, n, form = r.choice(list(_LISTS)), r.randint(2, 5), r.choice(("plain", "except"))
     members = _LISTS[many]["members"]
     x = r.choice(members) if form == "except" else ""
-    start = r.randrange(len(members))
+    start = r.randrange(3)  # what comes to mind first
     run = [m for m in members[start:] + members[:start] if m != x][:n]
     slots = dict(n=_WORDS["numbers"][n], k=n, many=many, x=x, l=", ".join(run))
     allowed = [m for m in members + _LISTS[many]["also"] if m != x]
@@ -447,23 +447,25 @@ def _comparison(r):
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #092e0a62
 @_family("Reasoning: Pattern")
 def _pattern(r):
-    form, start, step = (
-        r.choice(("number", "number", "repeat", "letter")),
-        r.randint(1, 30),
-        r.choice((1, 2, 3, 4, 5, 10)),
-    )
-    two = r.sample(_WORDS["words"], 2)
+    form = r.choice(("number", "number", "number", "falling", "repeat", "repeat", "letter", "letter"))
     match form:
         case "repeat":
-            run, c = two + two, two[0]
+            words, step = r.sample(_WORDS["words"], r.choice((2, 2, 3))), None
+            shown = len(words) + r.randint(1, len(words))
+            *run, c = (words * 3)[: shown + 1]
         case "letter":
-            places = range(start % 16, 26, min(step, 2))
-            *run, c = [_ABC[i] for i in places[:5]]
-        case "number":
-            run = [str(start + step * i) for i in range(r.randint(3, 5))]
-            c = int(run[-1]) + step
-    check = _number_check(c) if form == "number" else _EXACT
-    return form, f"{form}:{' '.join(run)}", dict(l=", ".join(run), last=run[-1], step=step, c=c), check
+            step, shown = r.randint(1, 2), r.randint(3, 5)
+            start = r.randrange(26 - step * shown)
+            *run, c = _ABC[start : start + step * shown + 1 : step]
+        case "number" | "falling":
+            step, shown = r.choice((1, 2, 3, 4, 5, 10)), r.randint(3, 5)
+            start, way = r.randint(1, 50), 1
+            if form == "falling":
+                start, way = start + step * shown, -1
+            *run, c = range(start, start + way * step * (shown + 1), way * step)
+    slots = dict(l=", ".join(map(str, run)), before=run[-2], last=run[-1], step=step, c=c)
+    check = _EXACT if form in ("repeat", "letter") else _number_check(c)
+    return form, f"{form}:{' '.join(map(str, run))}", slots, check
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #cd1b841f
 @_family("Reasoning: Temporal")

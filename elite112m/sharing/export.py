@@ -9,7 +9,6 @@ __all__ = ['TARGETS', 'Target', 'formats_of', 'modelfile', 'held_out_text', 'ope
 # %% ../../nbs/09_sharing/00_export.ipynb #5b2ca846
 import shutil
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +25,8 @@ from elite112m.core.files import (
     writing,
 )
 from ..core.locate import find_model
+from ..data.conversations import chosen
+from ..data.messages import render
 from ..data.prepare import sample
 from ..data.shards import Split
 from ..data.tokenizer import load_tokenizer
@@ -34,7 +35,7 @@ from .card import model_card, origin, run_of
 from .gguf import GGUF_KINDS, check_gguf_vocabulary, write_gguf
 from .onnx_files import require_builder, write_onnx
 from .proof import TEXT_TOKENS, make_reference, seal
-from .web import fetch_scripts, write_page
+from .web import fetch_scripts, write_web_page
 
 # %% ../../nbs/09_sharing/00_export.ipynb #ex000001
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _write_web(chat, folder, formats):
     "A page that runs the model in a browser; returns what each file is."
     (folder / "model").mkdir()
     _write_onnx(chat, folder / "model", formats)
-    write_page(folder, chat.name, chat.model.config.n_params, chat.context, formats)
+    write_web_page(folder, chat.name, chat.model.config.n_params, chat.context, formats)
     return [
         "- `index.html`: the page; serve the folder with any web server, or with `elite112m web DIR`",
         f"- `model`: the model as transformers.js reads it, {', '.join(formats)}",
@@ -139,15 +140,35 @@ def _write_web(chat, folder, formats):
 _WRITE = {"hf": _write_hf, "gguf": _write_gguf, "onnx": _write_onnx, "web": _write_web}
 
 # %% ../../nbs/09_sharing/00_export.ipynb #ex000008
+def _conversations(run, tok):
+    "Token ids of conversations that were held out of the run's fine-tuning, one after another."
+    p = run.preset
+    lessons = dict(name=p.name, knowledge=p.data.knowledge)
+    for messages in chosen(p.sft.sources, "val", TEXT_TOKENS, p.sft.seed, **lessons):
+        yield render(tok, messages)[0]
+
+
+def _documents(run):
+    "Token ids of the run's validation documents, the beginning of each."
+    val = Split(run.folder("prepare"), "val")
+    for k in range(val.documents):
+        yield val.document(k)[: TEXT_TOKENS // 4].tolist()
+
+
 def held_out_text(path, tok) -> list[int]:
-    "Token ids of a text to compare on: the run's validation split, or documentation of Python."
+    "Token ids to compare on: conversations or documents held out of the run's training; else documentation of Python."
     run = run_of(path)
-    if run and run.status("prepare") == "done":
-        val = Split(run.folder("prepare"), "val")
-        documents = (val.document(i).tolist() for i in range(val.documents))
-        ids = [i for document in islice(documents, TEXT_TOKENS) for i in document[: TEXT_TOKENS // 2]]
+    if run and run.status("sft") == "done" and Path(path).resolve() == run.folder("sft"):
+        texts = _conversations(run, tok)
+    elif run and run.status("prepare") == "done":
+        texts = _documents(run)
     else:
-        ids = tok.encode(sample(["stdlib"], 20 * TEXT_TOKENS)[0])
+        texts = map(tok.encode, sample(["stdlib"], 20 * TEXT_TOKENS))
+    ids = []
+    for text in texts:
+        ids += text
+        if len(ids) >= TEXT_TOKENS:
+            break
     return ids[:TEXT_TOKENS]
 
 

@@ -39,7 +39,7 @@ PROOF_PROMPTS = (
     *("How do you say dog in French?", "Write a Python function that adds 5 to x.", "What is photosynthesis?"),
     *("Write a haiku about the sea.", "Wie heißt die Hauptstadt von Österreich?", "naïve café, 東京, Москва", "asdf"),
 )
-REPLY_TOKENS, TEXT_TOKENS = 48, 128  # of a reply at most; of the held-out text
+REPLY_TOKENS, TEXT_TOKENS = 48, 256  # of a reply at most; of the held-out text
 
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000007
 @dataclass

@@ -136,4 +136,4 @@ def test_the_35_categories_are_what_they_were():
         for s in SPLITS:
             for i in lessons.items(c, s, 30):
                 feed(i)
-    assert digest.hexdigest() == "cb25bf7544fceb5e10c4d985a6eb42af875b18bad705033e02b650aa67d16441"
+    assert digest.hexdigest() == "cdae1dd778cfdf3108130c6287f7a8ae7388a8b015cafe575a7e29570e038306"
