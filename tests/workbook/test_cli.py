@@ -174,7 +174,7 @@ def test_a_folder_of_the_user_is_no_run(tmp_path):
 
 
 def test_export_of_no_run(tmp_path):
-    assert "'zip' is not one of 'hf', 'gguf', 'onnx', 'all'" in refusal(
+    assert "'zip' is not one of 'hf', 'gguf', 'onnx', 'web', 'all'" in refusal(
         here("elite112m", "export", "--run", tmp_path, "--to", "zip")
     )
     assert "is not a run yet" in refusal(here("elite112m", "export", "--run", tmp_path, "--to", "hf"))
