@@ -235,7 +235,7 @@ def size_picture(manifests):
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     for manifest in manifests:
         rows = [r for r in compared_table(manifest) if "loss" in r]
-        size = [float(r["MB"]) for r in rows]
+        size = [manifest["files"][r["file"]]["bytes"] / 1e6 for r in rows]
         compared = [manifest["compared"][r["format"]] for r in rows]
         same = [100 * c["same_replies"] / c["replies"] for c in compared]
         for ax, values in ((left, [c["loss_change"] for c in compared]), (right, same)):
