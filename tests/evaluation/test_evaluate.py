@@ -103,7 +103,8 @@ def test_form_truth_accuracy_and_the_calculator_are_judged_apart(told):
     assert found["Math accuracy"][0] <= 2 and found["Annotations true"][0] <= 2, "unless something is 1"
     (asked, off, how), (again, on, seeded) = talker.calls
     assert (asked, off, again, on) == (315 + 3, False, 24, True), "what opened no annotation is not asked again"
-    mathematical = [k for k, i in enumerate(exam(3)) if "<<" in talker.said(i, False)]
+    annotated = lambda i: i.category.startswith("Math:") and "<<" in talker.said(i, False)
+    mathematical = [k for k, i in enumerate(exam(3)) if annotated(i)]
     assert seeded["seed"] == [row_seeds(how["seed"], 318)[k] for k in mathematical], "each with the seed it had"
     shown = [line.split("  ")[0] for line in evaluation_summary(results).splitlines()]
     assert shown[-3:] == ["Annotations true", "Math accuracy with the calculator", "First contact"]
