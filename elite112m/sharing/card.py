@@ -12,7 +12,9 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from ..core.config import InputError
 from ..core.files import read_json
+from ..core.presets import preset
 from ..core.provenance import model_fingerprint, parse_source
 from ..core.runs import Run, settings_of, stages_of
 from ..evaluation.suite import PUBLISHED
@@ -162,7 +164,6 @@ is made for learning how such models work, and for nothing that matters.
 # %% ../../nbs/09_sharing/12_card.ipynb #cd000011
 def repeat_command(run: dict) -> str:  # of `origin`
     "The command that makes such a run again, with what differs from the preset."
-    from elite112m.core.presets import preset
 
     def usual(field):
         section, name = field.split(".")
@@ -171,7 +172,7 @@ def repeat_command(run: dict) -> str:  # of `origin`
 
     try:
         changed = {k: v for k, v in run["settings"].items() if v != usual(k)}
-    except Exception:  # a preset of another version, or of the user's own
+    except (InputError, AttributeError):  # a preset of another version, or of the user's own
         changed = {}
     as_text = lambda v: ",".join(map(str, v)) if isinstance(v, list) else str(v)
     return " ".join([f"elite112m run {run['preset']}", *(f"--set {k}={as_text(v)}" for k, v in changed.items())])

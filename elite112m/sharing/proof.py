@@ -298,7 +298,9 @@ def faults(
 
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000019
 def is_export(folder) -> bool:
-    "Whether a folder holds an exported model with its manifest."
+    "Whether a folder holds an exported model: its proof, or a manifest that says so."
+    if (Path(folder) / "proof.safetensors").is_file():
+        return True  # whatever has become of the manifest
     found = read_json(Path(folder) / "manifest.json")
     return isinstance(found, dict) and "export" in found
 
@@ -357,7 +359,7 @@ def check_replaceable_export(
 ):
     "Raise `InputError` if an export would replace a file in `folder` that no export wrote, or that was changed since."
     folder = Path(folder)
-    manifest = read_json(folder / "manifest.json") if is_export(folder) else {"files": {}}
+    manifest = {"files": {}} | ((read_json(folder / "manifest.json") or {}) if is_export(folder) else {})
     other = manifest.get("target", target)
     require(other == target, f"{folder} holds an export for {other}: choose another folder")
     for name in files_below(folder):
@@ -371,7 +373,7 @@ def check_replaceable_export(
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000021
 def _check_manifest(folder, manifest):
     "Faults of manifest and files, a line each."
-    if manifest.get("checksum") != with_checksum(manifest)["checksum"]:
+    if not isinstance(manifest, dict) or manifest.get("checksum") != with_checksum(manifest)["checksum"]:
         return ["manifest.json has been changed since it was written"]
     found = []
     for name, f in manifest["files"].items():
@@ -390,11 +392,14 @@ def verify_export(
     tell=lambda line: None,  # called with a line for each thing that was checked
 ) -> list[str]:
     "Check the files of an export, then ask the runtimes that are installed; returns what is wrong, a line each."
-    manifest = read_json(Path(folder) / "manifest.json")
-    require(manifest["export"] == EXPORT_FORMAT, f"{folder} was exported by another version: use that one to verify it")
+    try:
+        manifest = read_json(Path(folder) / "manifest.json")
+    except InputError as e:
+        return [str(e)]
     found = _check_manifest(folder, manifest)
     if found:
         return found
+    require(manifest["export"] == EXPORT_FORMAT, f"{folder} was exported by another version: use that one to verify it")
     tell(f"{len(manifest['files'])} files are as they were written")
     proof = {name: manifest["proof"][name] for name in ("prompts", "replies", "ended", "text")}
     ref = load_reference(folder, proof)
