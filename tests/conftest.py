@@ -30,7 +30,8 @@ def sh(*args, timeout=300, **kw):
 def bare(run, stage, preset, overrides, force=False, device="auto", extend=False):
     "What the notebook of a stage does, without the notebook and its kernel."
     from elite112m.core.config import InputError
-    from elite112m.core.runs import STAGES, run_stage
+    from elite112m.core.runs import run_stage
+    from elite112m.core.stages import STAGES
     from elite112m.workbook.workbook import StageFailed
 
     do = pkgutil.resolve_name(STAGES[stage].function)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_CONTEXT', 'MAX_VOCAB', 'SECTIONS', 'PRECISIONS', 'FP8_BACKENDS', 'FP8_RECIPES', 'OPTIMIZERS', 'DECAY_SHAPES',
-           'RECIPES', 'PACKINGS', 'InputError', 'require', 'did_you_mean', 'ModelConfig', 'check_model_config',
-           'TokenizerConfig', 'DataConfig', 'TrainConfig', 'PretrainConfig', 'SFTConfig', 'EvaluateConfig',
-           'ExportConfig', 'Preset', 'check_preset', 'check_fp8']
+           'RECIPES', 'PACKINGS', 'DIVERGENCES', 'LEVELS', 'InputError', 'require', 'did_you_mean', 'ModelConfig',
+           'check_model_config', 'TokenizerConfig', 'DataConfig', 'TrainConfig', 'PretrainConfig', 'SFTConfig',
+           'PreferConfig', 'ReinforceConfig', 'DistillConfig', 'EvaluateConfig', 'ExportConfig', 'Preset',
+           'check_preset', 'check_fp8']
 
 # %% ../../nbs/01_core/00_config.ipynb #f3fe2811
 import difflib
@@ -175,6 +176,60 @@ class SFTConfig(TrainConfig):
     weight_decay: float = 0.0  # no weight decay
     mask_computed: bool = False  # whether the loss leaves out what a calculator writes, the 7 in <<3+4=7>>
 
+# %% ../../nbs/01_core/00_config.ipynb #ec7b85a8
+@dataclass(frozen=True)
+class PreferConfig(TrainConfig):
+    "Preference optimisation (DPO) on pairs of replies; a batch counts pairs."
+
+    sources: tuple[str, ...] = ()  # files of pairs, see 06_training/19_preferences
+    examples: int = 20_000  # pairs at most
+    epochs: float = 1.0  # passes over them
+    steps: int = 0  # optimizer steps, instead of epochs; 0: as many as the epochs take
+    beta: float = 0.1  # how strongly the model is held near the one it begins with
+    length_normalised: bool = False  # log-probabilities a token instead of those of the whole reply
+    keep_best: bool = True  # the result is the weights with the lowest validation loss, rather than the last
+    optimizer: str = "adamw"  # small steps from a finished model
+    lr: float = 2e-5  # far lower than in fine-tuning: the pairs say little, and the model can be ruined
+    weight_decay: float = 0.0  # no weight decay
+
+# %% ../../nbs/01_core/00_config.ipynb #566b14df
+@dataclass(frozen=True)
+class ReinforceConfig(TrainConfig):
+    "Policy gradients on rewards that a program gives (GRPO); `batch_size` counts replies of a micro-batch."
+
+    steps: int = 150  # optimizer steps
+    categories: tuple[str, ...] = ("Math:", "Instruction:", "Reasoning: Pattern")  # what is asked: beginnings of names
+    prompts: int = 16  # exercises a step
+    samples: int = 8  # replies to each
+    max_new_tokens: int = 64  # length limit of a reply, tokens
+    temperature: float = 1.0  # of the sampling
+    end_reward: float = 0.1  # reward of a reply that ends by itself, beside 1 for a right one
+    length_penalty: float = 0.0  # taken from the longest reply's reward, in proportion from a shorter one's
+    kl: float = 0.0  # weight of the distance to the model that it begins with; 0 leaves it out
+    held_out: int = 128  # exercises of the validation split
+    keep_best: bool = True  # the result is the weights with the most held-out reward, rather than the last
+    batch_size: int = 64  # replies a micro-batch
+    optimizer: str = "adamw"  # small steps from a finished model
+    lr: float = 2e-4  # lower than in fine-tuning
+    weight_decay: float = 0.0  # no weight decay
+    decay_fraction: float = 0.5  # a step teaches as much at the end as at the beginning
+
+# %% ../../nbs/01_core/00_config.ipynb #adb7addd
+@dataclass(frozen=True)
+class DistillConfig(TrainConfig):
+    "A new model that learns from a larger one."
+
+    teacher: str = "smollm2-135m-instruct"  # a model of any place that `sft.init` takes
+    level: str = "auto"  # token: its probabilities; sequence: its replies; auto: token where the vocabulary is the same
+    steps: int = 400  # optimizer steps
+    divergence: str = "forward"  # forward or reverse KL, token level
+    temperature: float = 1.0  # that softens the probabilities of both, token level
+    weight: float = 0.7  # share of the teacher's loss; the rest is that of the text, token level
+    top_k: int = 32  # likeliest tokens of the teacher that are kept a position, token level
+    examples: int = 400  # questions that the teacher is asked, sequence level
+    max_new_tokens: int = 64  # length limit of its replies, tokens
+    eval_batches: int = 8  # micro-batches a validation
+
 # %% ../../nbs/01_core/00_config.ipynb #8939525b
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -202,6 +257,9 @@ class Preset:
     model: ModelConfig = field(default_factory=ModelConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    prefer: PreferConfig = field(default_factory=PreferConfig)
+    reinforce: ReinforceConfig = field(default_factory=ReinforceConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
 
@@ -219,10 +277,15 @@ OPTIMIZERS = ("muon", "adamw")
 DECAY_SHAPES = ("linear", "cosine")
 RECIPES = ("ours", "original")
 PACKINGS = ("stream", "documents")
-_LOOPS = ("pretrain", "sft")  # the sections that are a `TrainConfig`
+DIVERGENCES = ("forward", "reverse")
+LEVELS = ("auto", "token", "sequence")
+_LOOPS = ("pretrain", "sft", "prefer", "reinforce", "distill")  # the sections that are a `TrainConfig`
 _POSITIVE = (
     """tokenizer.sample_mb data.tokens data.shard_tokens pretrain.steps pretrain.fp8_history pretrain.eval_batches
-sft.examples sft.epochs evaluate.items evaluate.max_new_tokens evaluate.batch_size""".split()
+sft.examples sft.epochs prefer.examples prefer.epochs prefer.beta reinforce.steps reinforce.prompts
+reinforce.max_new_tokens reinforce.temperature reinforce.held_out distill.steps distill.temperature distill.top_k
+distill.examples distill.max_new_tokens distill.eval_batches
+evaluate.items evaluate.max_new_tokens evaluate.batch_size""".split()
     + [
         f"{loop}.{name}"
         for loop in _LOOPS
@@ -231,17 +294,20 @@ sft.examples sft.epochs evaluate.items evaluate.max_new_tokens evaluate.batch_si
 )
 _NOT_NEGATIVE = (
     """data.seed data.min_chars data.workers pretrain.max_epochs pretrain.fp8_warmup_steps
-sft.steps""".split()
+sft.steps prefer.steps reinforce.end_reward reinforce.length_penalty reinforce.kl""".split()
     + [f"{loop}.{name}" for loop in _LOOPS for name in "warmup_steps weight_decay min_lr hours keep_every seed".split()]
 )
-_SHARES = "data.curriculum data.knowledge data.val_fraction".split() + [
+_SHARES = "data.curriculum data.knowledge data.val_fraction distill.weight".split() + [
     f"{loop}.{name}" for loop in _LOOPS for name in ("decay_fraction", "beta2")
 ]
 _ONE_OF = {  # fields that take one of a few words
     "pretrain.packing": PACKINGS,
     **{f"{loop}.optimizer": OPTIMIZERS for loop in _LOOPS},
     **{f"{loop}.decay_shape": DECAY_SHAPES for loop in _LOOPS},
-    **{f"{loop}.recipe": RECIPES for loop in _LOOPS},
+    "pretrain.recipe": RECIPES,
+    "sft.recipe": RECIPES,
+    "distill.divergence": DIVERGENCES,
+    "distill.level": LEVELS,
     "pretrain.precision": PRECISIONS,
     "pretrain.fp8_backend": FP8_BACKENDS,
     "pretrain.fp8_recipe": FP8_RECIPES,
@@ -276,6 +342,8 @@ def _check_data(p):
     "Refuse sources and vocabularies that cannot be prepared."
     require(p.data.curriculum < 1, "data.curriculum=1 leaves no room for text; the most is 0.99")
     require(p.data.knowledge < 1, "data.knowledge=1 leaves no room for other lessons; the most is 0.99")
+    require(p.reinforce.samples > 1, f"reinforce.samples={p.reinforce.samples}: replies are compared, so at least 2")
+    require(p.reinforce.categories, "reinforce.categories is empty; name at least one, such as Math:")
     val = p.data.val_fraction
     require(0 < val < 1, f"data.val_fraction={val} must lie between 0 and 1, both excluded")
     require(p.data.sources, "data.sources is empty; give --data a file or a folder")

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'HF_FILES', 'CHECKPOINT_FILES', 'DATABASE_FILES', 'TENSORBOARD_FILES', 'WANDB_FILES', 'DATA_FILES',
-           'TRAINING_FILES', 'EVALUATION_FILES', 'HF_EXPORT_FILES', 'GGUF_EXPORT_FILES', 'ONNX_EXPORT_FILES',
-           'WEB_EXPORT_FILES', 'EXPORT_FILES', 'COMMAND', 'CANNOT_WRITE', 'is_temporary', 'is_ours', 'files_below',
-           'foreign_file', 'remove_ours', 'atomic', 'write_json', 'read_json', 'read_asset', 'split_files',
-           'inside_folder', 'lies_in', 'silent', 'echo', 'progress', 'text_table', 'CannotWrite', 'writing']
+           'TRAINING_FILES', 'PREFERENCE_FILES', 'DISTILLATION_FILES', 'EVALUATION_FILES', 'HF_EXPORT_FILES',
+           'GGUF_EXPORT_FILES', 'ONNX_EXPORT_FILES', 'WEB_EXPORT_FILES', 'EXPORT_FILES', 'COMMAND', 'CANNOT_WRITE',
+           'is_temporary', 'is_ours', 'files_below', 'foreign_file', 'remove_ours', 'atomic', 'write_json', 'read_json',
+           'read_asset', 'split_files', 'inside_folder', 'lies_in', 'silent', 'echo', 'progress', 'text_table',
+           'CannotWrite', 'writing']
 
 # %% ../../nbs/01_core/11_files.ipynb #5c85191b
 import errno
@@ -198,6 +199,8 @@ TRAINING_FILES = (
     *inside_folder("tensorboard", TENSORBOARD_FILES),
     *inside_folder("wandb", WANDB_FILES),
 )
+PREFERENCE_FILES = ("reference.safetensors",)
+DISTILLATION_FILES = ("teacher.safetensors", "answers.jsonl")
 EVALUATION_FILES = ("results.json", "generations.jsonl", "suite.png")
 _HANDED_OVER = ("README.md", "manifest.json", "proof.safetensors")  # with every exported model
 HF_EXPORT_FILES = (*HF_FILES, *_HANDED_OVER)

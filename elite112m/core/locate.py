@@ -86,12 +86,13 @@ def is_gguf(path) -> bool:
         return f.read(4) == b"GGUF"
 
 
+_WITH_WEIGHTS = ("sft", "pretrain", "reinforce", "prefer", "distill")  # folders of a run, in the order of preference
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 def weights_at(path) -> Path | None:
-    "The folder with weights at `path`: itself, or a run's `sft` or `pretrain`; None if there are none."
-    for folder in (Path(path), Path(path) / "sft", Path(path) / "pretrain"):
+    "The folder with weights at `path`: itself, or a stage's in a run, `sft` first; None if there are none."
+    for folder in (Path(path), *(Path(path) / name for name in _WITH_WEIGHTS)):
         if any((folder / name).exists() for name in WEIGHT_FILES):
             return folder
 

@@ -16,7 +16,8 @@ from ..core.config import InputError
 from ..core.files import read_json
 from ..core.presets import preset
 from ..core.provenance import model_fingerprint, parse_source
-from ..core.runs import Run, settings_of, stages_of
+from ..core.runs import Run
+from ..core.stages import settings_of, stages_of
 from ..evaluation.suite import PUBLISHED
 
 # %% ../../nbs/09_sharing/12_card.ipynb #cd000006

@@ -15,7 +15,8 @@ from jinja2 import Environment
 
 from ..core.config import require
 from ..core.files import atomic, read_json
-from ..core.runs import Run, settings_of, stages_of
+from ..core.runs import Run
+from ..core.stages import settings_of, stages_of
 from ..curriculum.lessons import WORDINGS
 from ..evaluation.suite import FORM_ONLY, NOTES, PUBLISHED, draw_rows
 from ..model.pretrained import read_config

@@ -6,11 +6,12 @@
 __all__ = ['END', 'stop_flag', 'fit', 'per_byte', 'write_result', 'initial_model', 'steps_of', 'pretrain']
 
 # %% ../../nbs/06_training/03_pretrain.ipynb #1f21c6b2
+import itertools
 import math
 import signal
 import threading
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -54,10 +55,18 @@ def stop_flag():
 END = 2**62  # prefetching does not know how long a run will be
 
 
+def _batches(t, batch):
+    "The batches from the present step on, made ahead unless they depend on the weights."
+    made = lambda step: [batch(batch_of(step, t.skips))]
+    if t.objective.on_policy:
+        return nullcontext(map(made, itertools.count(t.step)))
+    return closing(prefetch(made, t.step, END, pin=t.device.type == "cuda"))
+
+
 def _train(t, batch, held_out, step_tokens, stop, bar):
     "Train until the plan ends or a signal arrives. Raises `LossSpike` if the loss jumps."
     cfg, shown = t.cfg, {}
-    with closing(prefetch(lambda s: [batch(batch_of(s, t.skips))], t.step, END, pin=t.device.type == "cuda")) as ahead:
+    with _batches(t, batch) as ahead:
         while t.step < t.plan.last and not stop():
             with t.gauges.waiting():
                 (parts,) = next(ahead)
@@ -113,6 +122,7 @@ def _trial(t, parts) -> float:
         t.model.zero_grad()
         t.gradients(tuple(a if a is None else a[: t.micro] for a in parts)).item()
         t.model.zero_grad()
+        t.objective.notes.clear()
         seconds = t.ranks.agree(time.perf_counter() - start)  # all ranks try equally often
         if seconds > 30:
             break

@@ -25,7 +25,8 @@ from fastcore.basics import patch
 import elite112m
 from ..core.config import InputError, did_you_mean, require
 from ..core.files import TENSORBOARD_FILES, WANDB_FILES, echo, read_json, remove_ours, write_json
-from ..core.runs import STAGES, Run
+from ..core.runs import Run
+from ..core.stages import STAGES
 from .metrics import read_metrics
 
 # %% ../../nbs/06_training/15_tracking.ipynb #0e5df5b8

@@ -26,8 +26,9 @@ import click
 from ..core.config import require
 from ..core.files import COMMAND, atomic, text_table
 from ..core.presets import preset
-from ..core.runs import STAGES, Run, run_stage, stages_of
+from ..core.runs import Run, run_stage
 from ..core.signals import end_with_parent, signal_handler
+from ..core.stages import STAGES, stages_of
 from elite112m.workbook.cli_tools import (
     absolute_settings,
     check_output_folder,

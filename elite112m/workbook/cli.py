@@ -23,7 +23,8 @@ import click
 from ..core.config import InputError, require
 from ..core.files import CANNOT_WRITE, silent, text_table
 from ..core.presets import preset, presets_table, step_tokens
-from ..core.runs import STAGES, Run, resolve, stages_of
+from ..core.runs import Run, resolve
+from ..core.stages import STAGES, TRAINING_STAGES, stages_of
 from .bench_run import bench_run_command
 from .cli_export import export_options, verify_command, web_command
 from elite112m.workbook.cli_models import (
@@ -171,10 +172,10 @@ def _with_first_model(settings, init, stages) -> dict:
 
     if init is not None:
         require(init, "--from names no model; give a folder, a GGUF file, or smollm2-135m-instruct")
-        first = next((stage for stage in stages if stage in ("prepare", "pretrain", "sft")), None)
-        require(first, "--from begins a training, and no stage here trains: pretrain or sft")
-        settings = settings | {"sft.init" if first == "sft" else "pretrain.init": init}
-    for key in ("pretrain.init", "sft.init"):
+        first = next((stage for stage in stages if stage == "prepare" or stage in TRAINING_STAGES), None)
+        require(first, f"--from begins a training, and no stage here trains: {', '.join(TRAINING_STAGES)}")
+        settings = settings | {f"{'pretrain' if first == 'prepare' else first}.init": init}
+    for key in [f"{stage}.init" for stage in TRAINING_STAGES] + ["distill.teacher"]:
         place = settings.get(key)
         if place and place != SMOLLM2_CHAT:
             settings = settings | {key: str(made_absolute(find_model(place)))}
@@ -190,10 +191,11 @@ def _do_stages(path, name, settings, stages, force, device, extend=False, init=N
     own_page = not run.info and (run.path / "report.html").exists()
     require(not own_page, f"{run.path}/report.html is not of a run, and would be replaced; choose another run folder")
     settings = _with_first_model(settings, init, stages)
-    section = "sft" if stages == ["sft"] else "pretrain"
+    section = stages[0] if len(stages) == 1 and stages[0] in TRAINING_STAGES else "pretrain"
     settings = _with_length(settings, section, lambda: resolve(run, name, settings, force), **length)
-    if init and stages == ["pretrain"] and run.status("prepare") != "done":
-        stages = ["prepare", "pretrain"]
+    with_data = stages == ["distill"] or (init and stages == ["pretrain"])
+    if with_data and run.status("prepare") != "done":
+        stages = ["prepare", *stages]
     run = run_stages(path, name, settings, stages, force, device, extend)
     if all(run.status(stage) == "done" for stage in stages_of(run.preset)) and not silent():
         report = write_report(run)
@@ -236,15 +238,30 @@ _STAGE_HELP = {
     "sft": "Fine-tune the pretrained model, or a given one, on conversations.",
     "evaluate": "Score a run's fine-tuned model, or any other model, on the 35 categories.",
     "export": "Write a run's fine-tuned model, or any other model, for other programs.",
+    "distill": "Train a fresh model with a larger one as its teacher.",
+    "prefer": "Train a fine-tuned model, or a given one, on pairs of a better and a worse reply (DPO).",
+    "reinforce": "Train a fine-tuned model, or a given one, on rewards that a program gives (GRPO).",
 }
 
 # %% ../../nbs/10_workbook/10_cli.ipynb #57cb59c7
+_PAIRS_OPTION = click.option(
+    "--pairs",
+    multiple=True,
+    metavar="FILE",
+    help="Pairs of replies, in json, jsonl or parquet: prompt, chosen and rejected, text or messages. Repeatable.",
+)
+_TEACHER_OPTION = click.option(
+    "--teacher", metavar="MODEL", help="The model to learn from: a folder, a GGUF file, or smollm2-135m-instruct."
+)
 _STAGE_OPTIONS = {
     "prepare": [from_option],
     "pretrain": [from_option, track_option, length_options("steps", "tokens", "hours", "extend")],
     "sft": [from_option, track_option, length_options("steps", "hours", "extend")],
     "evaluate": [evaluation_options],
     "export": [export_options],
+    "distill": [_TEACHER_OPTION, track_option, length_options("steps", "hours", "extend")],
+    "prefer": [from_option, _PAIRS_OPTION, track_option, length_options("steps", "hours", "extend")],
+    "reinforce": [from_option, track_option, length_options("steps", "hours", "extend")],
 }
 
 # %% ../../nbs/10_workbook/10_cli.ipynb #a5492af9
@@ -262,8 +279,10 @@ def stage_command(stage):
     @click.option("--preset", "name", help="Preset, for a new run folder.", shell_complete=completion(preset_names))
     @size_option
     @stage_options
-    def command(path, name, size, data, sft_data, sets, device, force, init=None, **length):
-        settings = absolute_settings(dict(sets), data, sft_data)
+    def command(path, name, size, data, sft_data, sets, device, force, init=None, pairs=(), teacher=None, **length):
+        settings = absolute_settings(dict(sets), data, sft_data, pairs)
+        if teacher:
+            settings["distill.teacher"] = teacher
         _do_stages(path, preset_or_size(name, size), settings, [stage], force, device, init=init, **length)
 
     for option in reversed(_STAGE_OPTIONS[stage]):
@@ -290,7 +309,9 @@ def _status_row(run, stage):
 def status_command(path):
     "Which stages of a run are done, unfinished, or stale."
     run = open_run(path)
-    table = text_table([_status_row(run, stage) for stage in stages_of(run.preset)])
+    main = stages_of(run.preset)
+    more = [stage for stage in STAGES if stage not in main and run.status(stage) != "absent"]
+    table = text_table([_status_row(run, stage) for stage in [*main, *more]])
     click.echo(f"preset {run.preset.name}, made {run.info['created']}\n{table}")
 
 # %% ../../nbs/10_workbook/10_cli.ipynb #abd63119

@@ -134,10 +134,11 @@ def absolute_settings(
     settings: dict,  # {"section.field": value} of --set
     data=(),  # of --data
     sft_data=(),  # of --sft-data
+    pairs=(),  # of --pairs
 ) -> dict:
-    "`settings` with --data and --sft-data in them, and every path made absolute."
+    "`settings` with --data, --sft-data and --pairs in them, and every path made absolute."
     settings = dict(settings)
-    for key, given in (("data.sources", data), ("sft.sources", sft_data)):
+    for key, given in (("data.sources", data), ("sft.sources", sft_data), ("prefer.sources", pairs)):
         given = given or [source for source in settings.get(key, "").split(",") if source]
         if given:
             settings[key] = [absolute(source) for source in given]

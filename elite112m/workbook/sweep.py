@@ -32,7 +32,8 @@ from ..core.config import InputError, require
 from ..core.files import atomic, progress, read_json, write_json
 from ..core.presets import preset
 from ..core.provenance import usable_cores
-from ..core.runs import Run, settings_of
+from ..core.runs import Run
+from ..core.stages import settings_of
 from ..data.documents import check_sources
 from ..training.metrics import read_metrics
 from elite112m.workbook.workbook import (

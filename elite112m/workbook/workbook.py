@@ -28,8 +28,9 @@ from ..core.config import InputError, require
 from ..core.files import COMMAND
 from ..core.locate import find_model
 from ..core.presets import from_dict, to_dict
-from ..core.runs import STAGES, Job, Run, job, plan_stages, resolve, save_preset
+from ..core.runs import Job, Run, job, plan_stages, resolve, save_preset
 from ..core.signals import signal_handler
+from ..core.stages import MAIN_STAGES, STAGES, TRAINING_STAGES, outside_inputs
 from ..data.conversations import check_conversations
 from ..data.documents import check_sources
 from ..data.tokenizer import load_tokenizer
@@ -295,9 +296,13 @@ def _check_inputs(p, todo):
         check_sources(p.data.sources)
     if "sft" in busy:
         check_conversations(p.sft.sources)
-    for stage in ("pretrain", "sft"):
-        if stage in busy and getattr(p, stage).init:
-            check_model(getattr(p, stage).init)
+    if "prefer" in busy:
+        from elite112m.training.preferences import check_pairs
+
+        check_pairs(p.prefer.sources)
+    for stage in set(TRAINING_STAGES) & set(busy):
+        for model in outside_inputs(p, stage)[1]:
+            check_model(model)
     for stage in todo:
         notebook(stage)
 
@@ -357,7 +362,7 @@ def run_stages(
     path,  # run folder
     name: str = None,  # preset, for a new run
     settings: dict = None,  # {"section.field": value}
-    stages=tuple(STAGES),  # which to do
+    stages=MAIN_STAGES,  # which to do
     force: bool = False,  # redo finished ones
     device: str = "auto",  # auto, cuda, mps or cpu
     extend: bool = False,  # let finished ones train on
@@ -379,7 +384,7 @@ def run_stages(
             if action == "skip":
                 print(f"{stage}: finished before, with the same settings and inputs; skipped", file=sys.stderr)
             else:
-                longer = {"extend": True} if extend and stage in ("pretrain", "sft") else {}
+                longer = {"extend": True} if extend and stage in TRAINING_STAGES else {}
                 redo = action == "redo"
                 run_notebook(run, stage, preset=p.name, overrides=settings or {}, force=redo, device=device, **longer)
     except InputError:

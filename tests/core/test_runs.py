@@ -7,7 +7,8 @@ import pytest
 from elite112m.core.config import InputError
 from elite112m.core.files import read_json, write_json
 from elite112m.core.presets import preset, to_dict
-from elite112m.core.runs import STAGES, Run, inputs_of, job, plan_stages, settings_of
+from elite112m.core.runs import Run, job, plan_stages
+from elite112m.core.stages import MAIN_STAGES, inputs_of, settings_of
 from tests.conftest import here
 
 SETTINGS = {"data.sources": "curriculum", "sft.sources": "curriculum"}
@@ -27,7 +28,7 @@ def do(run, stage, **kw):
 def run(tmp_path):
     "A run whose stages are done."
     made = Run(tmp_path / "run")
-    for stage in STAGES:
+    for stage in MAIN_STAGES:
         do(made, stage)
     return made
 
@@ -40,12 +41,12 @@ def change(path, **fields):
 
 def test_an_old_record_opens(run):
     "A stage.json that lacks the fields of later versions is a finished stage, and is extended and redone as such."
-    for stage in STAGES:
+    for stage in MAIN_STAGES:
         record = run.record(stage)
         few = ("stage", "status", "build", "read_build", "settings")
         write_json(run.folder(stage) / "stage.json", {k: record[k] for k in few})
     change(run.path / "run.json", versions=None, machine=None)
-    assert [do(run, s) for s in STAGES] == ["skip"] * 5
+    assert [do(run, s) for s in MAIN_STAGES] == ["skip"] * 5
     assert do(run, "pretrain", force=True) == "redo"
     assert run.record("pretrain")["legs"] == 1
 
@@ -59,7 +60,7 @@ def test_a_setting_added_later_is_no_difference(run):
     del data["data"]["seed"]
     change(run.path / "run.json", preset=data)
     assert run.preset.data.seed == preset("nano").data.seed
-    assert plan_stages(run, run.preset, list(STAGES)) == dict.fromkeys(STAGES, "skip")
+    assert plan_stages(run, run.preset, list(MAIN_STAGES)) == dict.fromkeys(MAIN_STAGES, "skip")
 
 
 def test_an_old_record_is_extended(run):
@@ -72,13 +73,13 @@ def test_an_old_record_is_extended(run):
 
 def test_status_words(run):
     "absent, unfinished, done, stale: and what is stale makes what follows stale."
-    assert {run.status(s) for s in STAGES} == {"done"}
+    assert {run.status(s) for s in MAIN_STAGES} == {"done"}
     change(run.folder("pretrain") / "stage.json", status="running")
-    assert [run.status(s) for s in STAGES] == ["done", "unfinished", "stale", "stale", "stale"]
+    assert [run.status(s) for s in MAIN_STAGES] == ["done", "unfinished", "stale", "stale", "stale"]
     assert do(run, "pretrain") == "continue"
-    assert [run.status(s) for s in STAGES] == ["done", "done", "stale", "stale", "stale"]
+    assert [run.status(s) for s in MAIN_STAGES] == ["done", "done", "stale", "stale", "stale"]
     assert [do(run, s) for s in ("sft", "evaluate")] == ["redo", "redo"]
-    assert [run.status(s) for s in STAGES] == ["done", "done", "done", "done", "stale"]
+    assert [run.status(s) for s in MAIN_STAGES] == ["done", "done", "done", "done", "stale"]
     assert Run(run.path / "other").status("prepare") == "absent"
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from elite112m.core.config import InputError
 from elite112m.core.files import files_below, read_json, write_json
-from elite112m.core.runs import STAGES, Run
+from elite112m.core.runs import Run
+from elite112m.core.stages import MAIN_STAGES, STAGES
 from tests.conftest import here
 
 SMALLER = {
@@ -88,7 +89,7 @@ def contents(paths):
 def command(rng, root, mine, tiny):
     "A command on a run at, above or below the user's folder, that reads some of the user's files."
     place = rng.choice([root, root, root, root.parent, root / "data", root / "runs/x"])
-    stage = rng.choice([*STAGES, "run", "prepare", "run"])
+    stage = rng.choice([*MAIN_STAGES, "run", "prepare", "run"])
     words = ["run", "nano", "--out", place] if stage == "run" else [stage, "--run", place]
     if stage != "run" and not (place / "run.json").exists():
         words += ["--preset", "nano"]
@@ -185,7 +186,7 @@ def test_force_redoes_a_run_of_ours(finished, tmp_path, tiny):
     old = run.record("pretrain")["build"]
     ended = here("elite112m", "pretrain", "--run", run.path, "--force", *tiny, "--device", "cpu")
     assert ended.returncode == 0 and run.record("pretrain")["build"] != old, ended.stderr
-    assert [run.status(s) for s in STAGES] == ["done", "done", "stale", "stale", "stale"]
+    assert [run.status(s) for s in MAIN_STAGES] == ["done", "done", "stale", "stale", "stale"]
     assert set(contents(hidden).values()) == {b"mine"}
     assert not list((run.path / "pretrain").glob(".*.tmp"))
 
