@@ -142,18 +142,29 @@ def order(self: Batches, epoch: int) -> np.ndarray:
 
 
 @patch
-def __getitem__(self: Batches, step: int) -> tuple:
-    "Batch number `step`, endlessly: inputs, targets and document ids (or None), int64 (size / ranks, context)."
+def numbers(self: Batches, step: int) -> np.ndarray:
+    "The numbers of the windows in batch number `step` (size / ranks,)."
     mine = self.size // self.ranks
     first = step * self.size + self.rank * mine
-    where = np.array([self.order(i // self.windows)[i % self.windows] for i in range(first, first + mine)])
-    x = np.full((mine, self.context), self.data.eot, np.int64)
-    y = np.full((mine, self.context), -100, np.int64)
+    return np.array([self.order(i // self.windows)[i % self.windows] for i in range(first, first + mine)])
+
+
+@patch
+def windows_at(self: Batches, where: np.ndarray) -> tuple:
+    "The windows with these numbers: inputs, targets and document ids (or None), int64 (numbers, context)."
+    x = np.full((len(where), self.context), self.data.eot, np.int64)
+    y = np.full((len(where), self.context), -100, np.int64)
     docs = np.full_like(x, -1) if self.doc_mask else None
     shard = np.searchsorted(self.bounds, where, "right") - 1
     for s in np.unique(shard):
         self.cuts[s].fill(x, y, docs, np.flatnonzero(shard == s), where[shard == s] - self.bounds[s])
     return x, y, docs
+
+
+@patch
+def __getitem__(self: Batches, step: int) -> tuple:
+    "Batch number `step`, endlessly: inputs, targets and document ids (or None), int64 (size / ranks, context)."
+    return self.windows_at(self.numbers(step))
 
 # %% ../../nbs/02_data/03_batches.ipynb #22847a50
 def prefetch(

@@ -32,6 +32,7 @@ from elite112m.workbook.cli_models import (
     compare_command,
     contamination_command,
     evaluation_options,
+    pairs_command,
     serve_command,
 )
 from .cli_selftest import selftest_command
@@ -370,6 +371,7 @@ CLI_COMMANDS = [
     sweep_command,
     compare_command,
     contamination_command,
+    pairs_command,
     presets_command,
     plan_command,
     status_command,
