@@ -94,7 +94,7 @@ async function answer() {
     view.className = "note"; small.textContent = end.error; asked.view.remove(); $("text").value ||= asked.text;
   } else {
     turn.text = end.text; show(words, end.text);
-    small.textContent = `${end.tokens} tokens, ${end.rate.toFixed(1)} a second` + { length: ", cut at the length limit", stopped: ", stopped", stop: "" }[end.finish] + (end.forgotten ? `; the ${end.forgotten} oldest messages no longer fit and were not read` : "");
+    small.textContent = `${end.tokens} tokens, ${end.rate.toFixed(1)} a second` + { length: ", cut at the length limit", stopped: ", stopped", repetition: ", ended where it repeated itself", stop: "" }[end.finish] + (end.forgotten ? `; the ${end.forgotten} oldest messages no longer fit and were not read` : "");
     turn.view = view; turns.push(turn);
   }
   busy(false);

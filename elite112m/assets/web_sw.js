@@ -1,6 +1,6 @@
 // Keeps this export's files for use without a network, and adds the headers that let a page use threads.
 const CACHE = "elite112m-__VERSION__";
-const PAGE = ["./", "index.html", "app.js", "worker.js", "calculator.js", "site.json"];  // read before this worker is there
+const PAGE = ["./", "index.html", "app.js", "worker.js", "calculator.js", "repetition.js", "site.json"];  // read before this worker is there
 self.addEventListener("install", e => e.waitUntil((async () => {
   await (await caches.open(CACHE)).addAll(PAGE.map(file => new Request(file, { cache: "reload" })));
   await self.skipWaiting();

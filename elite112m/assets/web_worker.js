@@ -1,6 +1,7 @@
 // The model, in a thread of its own: opens the files beside this page, answers conversations token by token.
 import { AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, Tensor, env } from "./vendor/transformers.min.js";
 import { toWrite } from "./calculator.js";
+import { MOST_REPEATED, heldTokens, repeatsItself, withoutRepetition } from "./repetition.js";
 
 const here = new URL("./", self.location).href;
 env.allowRemoteModels = false; env.allowLocalModels = true; env.localModelPath = new URL(here).pathname; env.useBrowserCache = false;
@@ -68,12 +69,12 @@ class Choose extends LogitsProcessor {
   }
 }
 
-// Called after each token: tells the page, and stops for the user or where the calculator is to write.
+// Called after each token: tells the page, and stops for the user, where the calculator is to write, and in a circle.
 class Watch extends StoppingCriteria {
-  constructor(onText, calculator) { super(); Object.assign(this, { onText, calculator }); }
+  constructor(onText, calculator, circles) { super(); Object.assign(this, { onText, calculator, circles }); }
   _call(rows) {
     const text = this.onText(rows[0]);
-    return [stopped || (this.calculator && toWrite(text) !== "")];
+    return [stopped || (this.calculator && toWrite(text) !== "") || this.circles(rows[0])];
   }
 }
 
@@ -94,22 +95,30 @@ async function answer({ messages, settings, context }) {
   const limit = Math.min(settings.max_new_tokens, context - prompt.length), began = performance.now();
   let ids = [...prompt], finish = "length";
   const textOf = all => tokenizer.decode(all.slice(prompt.length).filter(i => !ends.has(Number(i))), { skip_special_tokens: true });
-  const onText = all => { const text = textOf(all.map(Number)); postMessage({ kind: "part", text: text.trimStart() }); return text; };
+  const guard = settings.stop_repetition, replyOf = all => all.slice(prompt.length).map(Number);
+  const circles = all => guard && repeatsItself(replyOf(all), MOST_REPEATED);
+  const onText = all => {
+    all = all.map(Number);
+    const shown = guard && !ends.has(all.at(-1)) ? all.slice(0, all.length - heldTokens(replyOf(all))) : all;
+    postMessage({ kind: "part", text: textOf(shown).trimStart() });
+    return textOf(all);
+  };
   while (ids.length - prompt.length < limit) {
     const input_ids = new Tensor("int64", BigInt64Array.from(ids.map(BigInt)), [1, ids.length]);
     const attention_mask = new Tensor("int64", new BigInt64Array(ids.length).fill(1n), [1, ids.length]);
     const processors = new LogitsProcessorList(); processors.push(new Choose(settings, prompt.length));
-    const criteria = new StoppingCriteriaList(); criteria.push(new Watch(onText, settings.calculator));
+    const criteria = new StoppingCriteriaList(); criteria.push(new Watch(onText, settings.calculator, circles));
     const out = await model.generate({ input_ids, attention_mask, max_new_tokens: limit - (ids.length - prompt.length), do_sample: false, logits_processor: processors, stopping_criteria: criteria });
     ids = [...out.data].map(Number);
     if (ends.has(ids.at(-1))) { finish = "stop"; break; }
     if (stopped) { finish = "stopped"; break; }
     const more = settings.calculator ? toWrite(textOf(ids)) : "";
-    if (!more) break;
+    if (!more || circles(ids)) break;
     ids.push(...tokenizer.encode(more, { add_special_tokens: false }).map(Number));
     onText(ids);
   }
-  const tokens = ids.length - prompt.length;
+  const tokens = ids.length - prompt.length, kept = guard && finish !== "stop" ? withoutRepetition(replyOf(ids)) : replyOf(ids);
+  if (kept.length < tokens) { ids = [...prompt, ...kept]; finish = finish === "length" ? "repetition" : finish; }
   postMessage({ kind: "end", text: textOf(ids).trim(), tokens, rate: tokens / ((performance.now() - began) / 1000), finish, forgotten });
 }
 

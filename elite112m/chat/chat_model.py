@@ -13,6 +13,7 @@ from fastcore.basics import patch
 
 from .calculator import Calculator
 from .generate import MAX_NEW_TOKENS, cut, generate, row_seeds
+from .repetition import repeats_itself
 from ..core.config import InputError, require
 from ..core.files import progress
 from ..core.locate import find_model
@@ -124,6 +125,12 @@ class Reply:
     text: str  # decoded, without special tokens and without space around it
     ids: tuple  # the tokens, the one that ended it included
     ended: bool  # whether it ended by itself, not at a length limit
+
+
+@patch(as_prop=True)
+def repeats(self: Reply) -> bool:
+    "Whether it went round in circles until its length limit."
+    return not self.ended and repeats_itself(self.ids)
 
 # %% ../../nbs/07_chat/10_chat_model.ipynb #cm000012
 @patch

@@ -62,6 +62,7 @@ _ALL_SETTINGS = (
     Setting("max_new_tokens", int, 128, 1, 1_000_000, "Length limit of an answer, tokens."),
     Setting("seed", int, None, 0, 2**63 - 1, "Makes drawing repeatable."),
     Setting("calculator", bool, True, 0, 1, "Compute the value where the model writes <<3+4=."),
+    Setting("stop_repetition", bool, True, 0, 1, "End a reply that goes round in circles, and keep the circle once."),
 )
 ANSWER_SETTINGS = {s.name: s for s in _ALL_SETTINGS}
 
@@ -110,7 +111,7 @@ class Answer:
     "The text of an answer, how it ended, and what it took."
 
     text: str
-    finish: str = "stop"  # stop: ended by itself; length: at the length limit; stopped: by the user
+    finish: str = "stop"  # stop: by itself; length: at the limit; stopped: by the user; repetition: it was cut
     prompt_tokens: int = 0
     tokens: int = 0  # of the answer, the one that ends it included
     waited: float = 0.0  # seconds to the first token
@@ -131,21 +132,21 @@ def rate(self: Answer) -> float:
 @patch
 def __str__(self: Answer):
     rate = f", {self.rate:.1f} tok/s" if self.rate else ""
-    ending = {"stop": "", "length": ", cut at the length limit"}.get(self.finish, ", stopped")
-    return f"{self.tokens} tokens{rate}{ending}"
+    ending = {"stop": "", "length": ", cut at the length limit", "repetition": ", ended where it repeated itself"}
+    return f"{self.tokens} tokens{rate}{ending.get(self.finish, ', stopped')}"
 
 # %% ../../nbs/07_chat/11_conversation.ipynb #tk82acb0
 class _AnswerParts:
     "Collects the parts of an answer while it comes."
 
-    def __init__(self, tok, ends, top, stop_strings, keep_space, on_part):
+    def __init__(self, tok, ends, top, stop_strings, keep_space, on_part, stop_repetition):
         from elite112m.chat.generate import TextStream
 
         self.tok = tok
         self.ends = ends  # ids that end the answer
         self.top = top  # number of alternatives; None for none
         self.on_part = on_part
-        self.stream = TextStream(tok, stop_strings)
+        self.stream = TextStream(tok, stop_strings, stop_repetition)
         self.parts = []
         self.finish = "length"
         self.begun = keep_space  # until there is text, space is left out
@@ -183,6 +184,26 @@ def on_token(self: _AnswerParts, row, i, logits):
         self.finish = "stopped"
     return stop or self.stream.done
 
+# %% ../../nbs/07_chat/11_conversation.ipynb #7b4708c9
+@patch
+def close(self: _AnswerParts, ids):
+    "Show what was held back, or cut what is not among the `ids` that are kept."
+    if self.finish == "stop":
+        return
+    cut = len(ids) < self.n_tokens
+    text, shown = self.tok.decode(ids).rstrip("\ufffd") if cut else self.tok.decode(ids), self.stream.shown
+    if rest := text[len(shown) :]:
+        self.add(rest)
+    if not cut:
+        return
+    self.finish = "repetition" if self.finish == "length" else self.finish
+    room, kept = sum(len(t) for t, _ in self.parts) - max(len(shown) - len(text), 0), []
+    for part, token in self.parts:
+        if room > 0:
+            kept.append((part[:room], token))
+        room -= len(part)
+    self.parts = kept
+
 # %% ../../nbs/07_chat/11_conversation.ipynb #tk382f7f
 def respond(
     model,  # a `ChatModel`
@@ -201,12 +222,12 @@ def respond(
     how = changed_settings(settings or {})
     calculating = how.pop("calculator", ANSWER_SETTINGS["calculator"].default)
     how["calculator"] = Calculator(model.tok) if calculating else None
-    parts = _AnswerParts(model.tok, ends, top, stop_strings, keep_space, on_part)
+    how.setdefault("stop_repetition", ANSWER_SETTINGS["stop_repetition"].default)
+    parts = _AnswerParts(model.tok, ends, top, stop_strings, keep_space, on_part, how["stop_repetition"])
     start = time.perf_counter()
-    generate(model.model, [prompt], stop=ends, on_token=parts.on_token, adjust=adjust, **how)
+    ids = generate(model.model, [prompt], stop=ends, on_token=parts.on_token, adjust=adjust, **how)[0]
     now = time.perf_counter()
-    if parts.finish != "stop" and (rest := parts.stream.rest()):
-        parts.add(rest)
+    parts.close(ids)
     text = "".join(t for t, _ in parts.parts)
     text = text if keep_space else text.strip()
     return Answer(

@@ -12,6 +12,7 @@ from itertools import takewhile
 import torch
 from fastcore.basics import patch
 
+from .repetition import MOST_REPEATED, held_tokens, repeats_itself, without_repetition
 from ..core.config import require
 from ..model.quantised import torch_threads
 
@@ -105,9 +106,10 @@ def cut(text: str, stop_strings) -> tuple[str, bool]:
 class TextStream:
     "Turns ids into text as they arrive, without half characters and without anything of a stop string."
 
-    def __init__(self, tok, stop_strings=()):
+    def __init__(self, tok, stop_strings=(), hold_repetition=False):  # hold_repetition: see `held_tokens`
         self.tok = tok
         self.stop_strings = tuple(stop_strings)
+        self.hold_repetition = hold_repetition
         self.ids = []
         self.shown = ""  # the text returned so far
         self.decoded = ""  # the text of the ids so far, half characters included
@@ -120,8 +122,8 @@ class TextStream:
         self.decoded = self.tok.decode(self.ids)
         text, self.done = cut(self.decoded, self.stop_strings)
         if not self.done:
-            n_bytes = self._trailing_bytes()
-            text = self.tok.decode(self.ids[:-n_bytes]) if n_bytes else text
+            n_held = max(self._trailing_bytes(), held_tokens(self.ids) if self.hold_repetition else 0)
+            text = self.tok.decode(self.ids[:-n_held]) if n_held else text
             text = text.rstrip("\ufffd")  # what stands for half a character
             text = text[: len(text) - self._held_back(text)]
         return self._show(text)
@@ -186,6 +188,7 @@ def generate(
     tok=None,  # the `Tokenizer`, which stop strings need
     adjust=None,  # called with logits (B, V) and answers so far (B, n); gives the logits to choose by
     calculator=None,  # a `Calculator`, which computes the values of annotations such as <<3+4=
+    stop_repetition=False,  # end answers that only repeat themselves, see `without_repetition`
 ) -> list[list[int]]:
     "Continue each prompt until a stop or the limit. Raises `InputError` for a prompt that fills the context."
     limit = _length_limit(prompts, model.config.context, max_new_tokens)
@@ -202,11 +205,17 @@ def generate(
         if streams:
             streams[row](i)
         ended = on_token and on_token(row, i, logits)
-        return ended or i in stop or (streams and streams[row].done)
+        return ended or by_itself(row) or (stop_repetition and repeats_itself(answers[row], MOST_REPEATED))
+
+    def by_itself(row):
+        "Whether an answer has come to its end."
+        return answers[row][-1] in stop or (streams and streams[row].done)
 
     choice = (temperature, top_k, top_p, min_p, repetition_penalty, adjust)
     with torch_threads(getattr(model, "torch_threads", None)):
         _decode(model, prompts, limit, generators, choice, calculator, add)
+    if stop_repetition:
+        answers = [ids if by_itself(row) else without_repetition(ids) for row, ids in enumerate(answers)]
     return answers
 
 # %% ../../nbs/07_chat/00_generate.ipynb #960393fa

@@ -420,7 +420,8 @@ def _prefixed(a: Answer, text, parts) -> Answer:
 # %% ../../nbs/07_chat/14_openai_api.ipynb #ape2f2a5
 def prepare_completion(r: CompletionRequest, model, defaults: dict):
     "The same for plain text that is to be continued."
-    settings = _request_settings(r, defaults, model.context)
+    asked = {} if r.stop_repetition else {"stop_repetition": False}  # a text is continued as the model would
+    settings = _request_settings(r, defaults, model.context) | asked
     prompts = [(lambda ids: lambda: (ids, 0))(_prompt_ids(model, p)) for p in r.prompt]
     how = {"ends": {model.tok.eot}, "top": r.logprobs, "keep_space": True}
     work = _answering(r, model, settings, prompts, **how)
@@ -483,13 +484,16 @@ def _choice(self: ResponseBuilder, index, parts, computed, done: Answer = None) 
     return {"index": index, "finish_reason": reason, "logprobs": logprobs} | marks
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #ac75a51d
+_STOPPED = {"stopped": "time", "repetition": "repetition"}  # how an `Answer` ended: what a response says about it
+
+
 @patch
 def _additions(self: ResponseBuilder, answers) -> dict:
     "Our own fields, where they have something to say."
     n = max(a.forgotten for a in answers)
     forgotten = {"forgotten": n} if n else {}
-    stopped = {"stopped": "time"} if any(a.finish == "stopped" for a in answers) else {}
-    return forgotten | stopped
+    why = [reason for finish, reason in _STOPPED.items() if any(a.finish == finish for a in answers)]
+    return forgotten | ({"stopped": why[0]} if why else {})
 
 # %% ../../nbs/07_chat/14_openai_api.ipynb #17a7eae9
 @patch

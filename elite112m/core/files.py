@@ -207,7 +207,7 @@ HF_EXPORT_FILES = (*HF_FILES, *_HANDED_OVER)
 GGUF_EXPORT_FILES = ("model-*.gguf", "Modelfile", *_HANDED_OVER)
 ONNX_EXPORT_FILES = ("onnx/model*.onnx", *(f for f in HF_FILES if f != "model.safetensors"), *_HANDED_OVER)
 WEB_EXPORT_FILES = (
-    *("index.html", "app.js", "worker.js", "calculator.js", "sw.js", "site.json", "vendor/*"),
+    *("index.html", "app.js", "worker.js", "calculator.js", "repetition.js", "sw.js", "site.json", "vendor/*"),
     *inside_folder("model", ("onnx/model*.onnx", *HF_FILES)),
     *_HANDED_OVER,
 )

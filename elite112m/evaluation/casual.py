@@ -129,7 +129,7 @@ def ask_items(
     model,  # an opened `ChatModel`
     folder,  # where NAME.jsonl is written
     options,  # `evaluate.Options`
-) -> dict:  # rates over all and by skill, share of ended replies, mean words of a reply
+) -> dict:  # rates over all and by skill, shares of replies that ended and that repeat, mean words of a reply
     "Answer items, the calculator on; writes NAME.jsonl. The rates of sensible replies, over all and by skill."
     talks = [conversation(i)[:-1] for i in items]
     how = options.how(0) | {"calculator": True}
@@ -153,7 +153,9 @@ def ask_items(
     }
     ended = sum(r.ended for r in replies) / len(replies)
     words = sum(len(r.text.split()) for r in replies) / len(replies)
-    return {"sensible": rate(right), "skills": skills, "ended": ended, "words": round(words, 1)}
+    repeated = sum(r.repeats for r in replies) / len(replies)
+    shares = {"ended": ended, "repeated": repeated, "words": round(words, 1)}
+    return {"sensible": rate(right), "skills": skills} | shares
 
 
 def casual(model, folder, options) -> dict:  # an opened `ChatModel`, a folder, `evaluate.Options`

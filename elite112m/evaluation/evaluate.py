@@ -112,6 +112,7 @@ def _answers(model, items, options, sample):
             "sample": sample,
         }
         | ({"history": i.history} if i.history else {})
+        | ({"repeated": True} if r.repeats else {})
         for i, r, v in zip(items, replies, verdicts)
     ]
 
@@ -146,6 +147,7 @@ def suite_task(model, folder, options) -> dict:
         "constant": best_constant(items),
         "items": len(items),
         "ended": sum(r["ended"] for r in rows) / len(rows),
+        "repeated": sum(r.get("repeated", False) for r in rows) / len(rows),
         "right": sum(right) / len(right),
     }
     write_rows(folder / "generations.jsonl", rows)
@@ -357,6 +359,7 @@ def evaluate(job, device="auto"):
     whole, asked = (len(results["contamination"].get(k, ())) for k in ("whole", "asked"))
     echo(
         f"evaluate: {results['items']} items, {results['ended']:.1%} of the answers ended by themselves, "
+        f"{results['tasks']['suite']['repeated']:.1%} went round in circles, "
         f"{whole} prompts seen in training, {asked} asked in fine-tuning"
     )
     echo(text_table(rows_table(results)))

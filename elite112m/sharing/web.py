@@ -69,7 +69,7 @@ def fetch_scripts() -> Path:
     return place
 
 # %% ../../nbs/09_sharing/14_web.ipynb #wb000008
-_PAGE = ("index.html", "app.js", "worker.js", "calculator.js")
+_PAGE = ("index.html", "app.js", "worker.js", "calculator.js", "repetition.js")
 
 
 def write_web_page(

@@ -37,7 +37,8 @@ from elite112m.workbook.cli_tools import (
 def _answer_option(setting):
     "The option of one answer setting."
     if setting.kind is bool:
-        switch = f"--{setting.name}/--no-{setting.name}"
+        name = setting.name.replace("_", "-")
+        switch = f"--{name}/--no-{name}"
         return click.option(switch, default=setting.default, show_default=True, help=setting.help)
     bounds = click.IntRange if setting.kind is int else FiniteRange
     return click.option(
