@@ -14,9 +14,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core.config import require
-from ..model.experts import MixtureOfExperts
 from .precision import BACKWARD, cast
 from .scaling import Recipe, Scales, amax, current_scale, load_scale_state, scale_state
+from ..model.experts import MixtureOfExperts
 
 # %% ../../nbs/05_fp8/02_linear.ipynb #1317c80c
 _ONE_SCALE = F.ScalingType.TensorWise
