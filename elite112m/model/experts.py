@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['router_probabilities', 'top_experts', 'sort_by_expert', 'experts_in_turn', 'experts_grouped', 'takes_groups',
-           'mixture', 'MixtureOfExperts', 'load_balancing_loss', 'router_load', 'load_picture']
+           'mix_experts', 'MixtureOfExperts', 'load_balancing_loss', 'router_load', 'load_picture']
 
 # %% ../../nbs/04_model/16_experts.ipynb #6e9d10ae
 import torch
@@ -89,7 +89,7 @@ def takes_groups(rows, experts) -> bool:
     return plain and torch.cuda.get_device_capability(rows.device) >= (8, 0)
 
 # %% ../../nbs/04_model/16_experts.ipynb #b9c09571
-def mixture(
+def mix_experts(
     x,  # (N, d_model)
     weights,  # (N, k) of `top_experts`
     chosen,  # (N, k)
@@ -121,7 +121,7 @@ class MixtureOfExperts(nn.Module):
         "The same shape, and the router's probabilities (B * T, n_experts)."
         flat = x.flatten(0, -2)
         probabilities = router_probabilities(flat, self.gate.weight)
-        out = mixture(flat, *top_experts(probabilities, self.k), self.experts)
+        out = mix_experts(flat, *top_experts(probabilities, self.k), self.experts)
         if self.shared:
             out = out + self.shared_expert_gate(flat).sigmoid() * self.shared_expert(flat)
         return out.view(x.shape), probabilities
@@ -160,8 +160,10 @@ def load_picture(
     title: str = "",
 ):
     "Draw the load of each expert of each block, with its number."
-    ax.imshow(load, cmap="Blues", vmin=0, vmax=max(2.0, float(load.max())), aspect="auto")
+    top = max(2.0, float(load.max()))
+    ax.imshow(load, cmap="Blues", vmin=0, vmax=top, aspect="auto")
     for i, row in enumerate(load.tolist()):
         for j, value in enumerate(row):
-            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value < 1.4 else "w")
+            color = "white" if value > 0.6 * top else "black"
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
     ax.set(title=title, xlabel="expert", ylabel="block", xticks=range(load.shape[1]), yticks=range(load.shape[0]))
