@@ -226,8 +226,8 @@ TINY = {
 def flops_per_token(m: ModelConfig, context: int = None):  # context in tokens; the model's own if None
     "Floating-point operations to train on one token, forward and backward, causal attention counted as causal."
     T, d = context or m.context, m.d_model
-    gains = d * (2 * m.n_layers + 1)
-    matrices = m.n_params - gains  # the tied embedding is multiplied once, as the head
+    gains = d * (2 * m.n_layers + 1) + 2 * m.n_layers * m.head_dim * m.qk_norm
+    matrices = m.n_active_params - gains  # the tied embedding is multiplied once, as the head
     return 6 * matrices + 6 * m.n_layers * d * T
 
 # %% ../../nbs/01_core/10_presets.ipynb #4805bae3
@@ -243,7 +243,14 @@ def block_bytes(
     if precision == "fp8":
         return 4 * 4 * d + b * (2 * d + 2 * d_kv + 2 * m.d_ff) + 6 * d + m.d_ff
     inputs = 4 if b == 4 else 7  # autocast copies the inputs of matrices
-    return 4 * 4 * d + b * (inputs * d + 2 * d_kv + 3 * m.d_ff)
+    usual = 4 * 4 * d + b * (inputs * d + 2 * d_kv + 3 * m.d_ff * m.n_active_networks)
+    return usual + _routing_bytes(m, b) + 8 * (d + d_kv) * m.qk_norm
+
+
+def _routing_bytes(m, b):
+    "Bytes a token that sorting by expert keeps: inputs and results of the chosen ones, and the router's numbers."
+    k = m.experts_per_token if m.n_experts else 0
+    return k * (2 * b * m.d_model + 40) + 4 * m.n_experts
 
 
 def activation_bytes(m: ModelConfig, precision: str = "fp32") -> float:
@@ -266,8 +273,8 @@ def head_bytes(
 # %% ../../nbs/01_core/10_presets.ipynb #6dbb5d82
 def _matrix_weights(m):
     "Numbers in the matrices of all blocks."
-    d, d_kv = m.d_model, m.n_kv_heads * m.head_dim
-    return m.n_layers * (2 * d * d + 2 * d * d_kv + 3 * d * m.d_ff)
+    gains = m.d_model * (2 * m.n_layers + 1) + 2 * m.n_layers * m.head_dim * m.qk_norm
+    return m.n_params - m.vocab_size * m.d_model - gains
 
 
 def moment_bytes(m: ModelConfig, optimizer: str) -> int:  # muon or adamw
@@ -277,7 +284,7 @@ def moment_bytes(m: ModelConfig, optimizer: str) -> int:  # muon or adamw
 
 def update_bytes(m: ModelConfig, optimizer: str, precision: str = "fp32") -> float:
     "Bytes that the optimizers need for a moment, beside gradients and moments."
-    group = 2 * m.n_layers * m.d_model * m.d_ff
+    group = 2 * m.n_layers * m.d_model * m.d_ff * (max(m.n_experts, 1) + m.shared_expert)
     return (22 if precision == "fp32" else 11) * group if optimizer == "muon" else 0
 
 # %% ../../nbs/01_core/10_presets.ipynb #d5a08588
@@ -356,8 +363,8 @@ def _costs(p):
     m, precision = p.model, "bf16" if p.pretrain.compile else "fp32"  # what is compiled is meant for a GPU
     return {
         "preset": p.name,
-        "parameters": f"{m.n_params:,}",
-        "shape": f"{m.n_layers} x {m.d_model}, {m.n_heads}/{m.n_kv_heads} heads",
+        "parameters": f"{m.n_params:,}" + (f" ({m.n_active_params:,} a token)" if m.n_experts else ""),
+        "shape": f"{m.n_layers} x {m.d_model}, {m.n_heads}/{m.n_kv_heads} heads" + _experts_text(m),
         "context": m.context,
         "vocabulary": f"{m.vocab_size:,}",
         "MFLOP a token": f"{flops_per_token(m) / 1e6:,.0f}",
@@ -365,3 +372,9 @@ def _costs(p):
         "tokens a step": f"{step_tokens(p):,}",
         "memory (estimate)": f"{sum(memory_parts(p, precision).values()) / 1e9:.1f} GB",
     }
+
+# %% ../../nbs/01_core/10_presets.ipynb #be6f1a02
+def _experts_text(m):
+    "The experts of a shape in words."
+    shared = " + 1 for all" if m.shared_expert else ""
+    return f", {m.experts_per_token} of {m.n_experts} experts{shared}" if m.n_experts else ""

@@ -16,6 +16,7 @@ from torch import nn
 from ..core.config import require
 from .precision import BACKWARD, cast
 from .scaling import Recipe, Scales, amax, current_scale, load_scale_state, scale_state
+from ..model.experts import MixtureOfExperts
 
 # %% ../../nbs/05_fp8/02_linear.ipynb #1317c80c
 _ONE_SCALE = F.ScalingType.TensorWise
@@ -138,7 +139,9 @@ NO_FP8 = NoFP8()
 
 # %% ../../nbs/05_fp8/02_linear.ipynb #3ffed915
 def fp8_layers(model) -> dict:
-    "The linear layers of `model` by name. Raises `InputError` for widths that are not multiples of 16."
+    "The linear layers of `model` by name. Raises `InputError` for widths that are not multiples of 16, or experts."
+    experts = any(isinstance(m, MixtureOfExperts) for m in model.modules())
+    require(not experts, "fp8 wants a multiple of 16 tokens, which experts do not get: choose pretrain.precision=bf16")
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     for name, m in layers.items():
         fits = m.in_features % 16 == 0 and m.out_features % 16 == 0

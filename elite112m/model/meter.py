@@ -25,6 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..core.config import ModelConfig, require
 from .transformer import CausalLM
 
+# %% ../../nbs/04_model/13_meter.ipynb #5b3d40fb
+def _require_dense(m):
+    "Raise `InputError` for experts: which of them a token passes is not known before something is computed."
+    why = f"nothing is computed here, so nobody chooses among model.n_experts={m.n_experts} experts"
+    require(not m.n_experts, f"{why}: run a model on real tokens instead")
+
 # %% ../../nbs/04_model/13_meter.ipynb #eab2c8d0
 def counted_flops(
     m: ModelConfig,
@@ -33,6 +39,7 @@ def counted_flops(
     device: str = "meta",  # meta, or cpu: fake tensors that dispatch like the CPU's
 ) -> int:
     "Operations of forward and backward as `FlopCounterMode` counts them; nothing is computed."
+    _require_dense(m)
     with torch.device("meta") if device == "meta" else FakeTensorMode(), FlopCounterMode(display=False) as counter:
         CausalLM(m)(torch.zeros(batch, length, dtype=torch.long)).sum().backward()
     return counter.get_total_flops()
@@ -84,6 +91,7 @@ def metered_step(
     precision: str = "fp32",  # or bf16 (autocast)
 ) -> dict:
     "Bytes of one micro-batch's forward and backward: `saved` by autograd, `peak` alive at once, `gradients`."
+    _require_dense(m)
     with FakeTensorMode():
         model, ids = CausalLM(m), torch.zeros(batch, length, dtype=torch.long)
         weights = list(model.parameters())
@@ -174,8 +182,9 @@ class StepPart:
 # %% ../../nbs/04_model/13_meter.ipynb #cdca69ac
 def _matrices(m, precision):
     d, d_kv, b = m.d_model, m.n_kv_heads * m.head_dim, 1 if precision == "fp8" else 2
-    weights = 2 * d * d + 2 * d * d_kv + 3 * d * m.d_ff
-    ends = 9 * d + 2 * d_kv + 3 * m.d_ff
+    router, networks = m.n_experts + m.shared_expert, m.n_active_networks
+    weights = 2 * d * d + 2 * d * d_kv + networks * 3 * d * m.d_ff + router * d
+    ends = 6 * d + 2 * d_kv + networks * 3 * (d + m.d_ff) + (d + router if router else 0)
     return StepPart("matrices", 6 * m.n_layers * weights, m.n_layers * ends * (2 * b + 2), precision=precision)
 
 # %% ../../nbs/04_model/13_meter.ipynb #67df9ebe
@@ -196,7 +205,8 @@ def _attention(m, context, precision):
 # %% ../../nbs/04_model/13_meter.ipynb #054d1309
 def _between(m, precision):
     d, d_kv, f = m.d_model, m.n_kv_heads * m.head_dim, m.d_ff
-    moved = 2 * 36 * d + 8 * (d + d_kv) + 2 * 9 * f
+    moved = 2 * 36 * d + 8 * (d + d_kv) + 2 * 9 * f * m.n_active_networks
+    moved += 16 * d * m.experts_per_token * (m.n_experts > 0) + 12 * (d + d_kv) * m.qk_norm
     casts = 4 * (6 * d + 2 * d_kv + 3 * f) if precision == "fp8" else 0  # inputs 3d + f, gradients 3d + 2d_kv + 2f
     return StepPart("norms, SwiGLU, casts", 0, m.n_layers * (moved + casts))
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from ..core.config import InputError, require
+from ..core.config import InputError, require, require_llama
 from ..core.provenance import free_cores
 from .loss import logits_loss
 from .transformer import CausalLM, RMSNorm, rope_table
@@ -194,7 +194,7 @@ def torch_threads(n: int = None):  # None leaves the number as it is
 # %% ../../nbs/04_model/12_quantised.ipynb #48058f8e
 class PackedLM:
     """A copy of a model with weights of 8 or 4 bits, on the CPU.
-    Raises `InputError` where onnxruntime is missing or a width is no multiple of 32."""
+    Raises `InputError` where onnxruntime is missing, a width is no multiple of 32, or for experts or `qk_norm`."""
 
     device = torch.device("cpu")
     torch_threads = (
@@ -208,6 +208,7 @@ class PackedLM:
         level: int = 4,  # 4: products in 8-bit integers, which is faster; 0: in FP32
     ):
         self.config, width = model.config, model.config.head_dim
+        require_llama(self.config, "int8 and int4", "take fp32 or bf16")
         require(width % 8 == 0, f"int8 and int4 want a head width in multiples of 8, not {width}")
         try:
             import onnxruntime as ort

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RMSNorm', 'rope_table', 'rotate', 'fuses_groups', 'Attention', 'document_mask', 'document_bounds', 'attend_within',
-           'takes_bounds', 'SwiGLU', 'MLP', 'Block', 'KVCache', 'Decoder', 'CausalLM', 'hf_config']
+           'takes_bounds', 'SwiGLU', 'MLP', 'Block', 'KVCache', 'Decoder', 'CausalLM', 'hf_class', 'hf_config']
 
 # %% ../../nbs/04_model/00_transformer.ipynb #89deaed0
 import math
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.attention.varlen import varlen_attn
 
 from ..core.config import InputError, ModelConfig, require
+from .experts import MixtureOfExperts, load_balancing_loss
 from .loss import linear_loss
 
 # %% ../../nbs/04_model/00_transformer.ipynb #f2f21c71
@@ -68,12 +69,16 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d, d_kv, bias=False)
         self.v_proj = nn.Linear(d, d_kv, bias=False)
         self.o_proj = nn.Linear(d, d, bias=False)
+        self.qk_norm = c.qk_norm
+        if c.qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(c.head_dim, c.norm_eps), RMSNorm(c.head_dim, c.norm_eps)
 
     def forward(self, x, rope, mask, cache):  # x: (B, T, d_model); mask: None is plain causality, see below
         B, T, d = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, n_heads, T, head_dim)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, n_kv_heads, T, head_dim)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, n_kv_heads, T, head_dim)
+        q, k, v = (f(x).view(B, T, -1, self.head_dim) for f in (self.q_proj, self.k_proj, self.v_proj))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, n_heads or n_kv_heads, T, head_dim)
         q, k = rotate(q, *rope), rotate(k, *rope)  # the same shapes
         if cache is not None:
             k, v = cache.add(self.layer, k, v)  # (B, n_kv_heads, keys, head_dim): all tokens so far
@@ -165,11 +170,16 @@ class Block(nn.Module):
         super().__init__()
         self.input_layernorm = RMSNorm(c.d_model, c.norm_eps)
         self.post_attention_layernorm = RMSNorm(c.d_model, c.norm_eps)
-        self.self_attn, self.mlp = Attention(c, layer), MLP(c)
+        self.self_attn = Attention(c, layer)
+        self.mlp = MixtureOfExperts(c, MLP) if c.n_experts else MLP(c)
 
     def forward(self, x, rope, mask, cache):  # (B, T, d_model)
+        "The stream, and the router's probabilities (B * T, n_experts), or None where there is no router."
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out, routed = self.mlp(self.post_attention_layernorm(x)), None
+        if isinstance(self.mlp, MixtureOfExperts):
+            out, routed = out
+        return x + out, routed
 
 # %% ../../nbs/04_model/00_transformer.ipynb #e3578840
 class KVCache:
@@ -217,18 +227,27 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(c, i) for i in range(c.n_layers))
         self.norm = RMSNorm(c.d_model, c.norm_eps)
 
-    def forward(self, ids, mask=None, cache=None):  # ids: (B, T); mask: of `CausalLM.mask_for`
+    def forward(
+        self,
+        ids,  # (B, T) token ids
+        mask=None,  # of `CausalLM.mask_for`
+        cache=None,  # a `KVCache`
+        routers=False,  # whether to return the routers' probabilities too, a list of (B * T, n_experts)
+    ):
+        "Hidden states (B, T, d_model)."
         if cache is not None:
             positions, mask = cache.positions_and_mask(ids.shape[1])
         else:
             positions = torch.arange(ids.shape[1], device=ids.device)  # (T,)
         rope = rope_table(positions, self.config.head_dim, self.config.rope_theta)
-        x = self.embed_tokens(ids)  # (B, T, d_model)
+        x, routed = self.embed_tokens(ids), []  # (B, T, d_model)
         for layer in self.layers:
-            x = layer(x, rope, mask, cache)
+            x, probabilities = layer(x, rope, mask, cache)
+            routed.append(probabilities)
         if cache is not None:
             cache.n += ids.shape[1]
-        return self.norm(x)  # (B, T, d_model)
+        x = self.norm(x)  # (B, T, d_model)
+        return (x, routed) if routers else x
 
 # %% ../../nbs/04_model/00_transformer.ipynb #d48c4f14
 class CausalLM(nn.Module):
@@ -253,10 +272,19 @@ class CausalLM(nn.Module):
     ):
         "Logits (B, T, vocabulary), or with `labels` the pair (sum of losses, number of targets), 0-dim, FP32."
         mask = None if doc_ids is None else self.mask_for(doc_ids)  # None: plain causality
-        hidden, head = self.model(ids, mask, cache), self.model.embed_tokens.weight
+        (hidden, routed), head = self.model(ids, mask, cache, routers=True), self.model.embed_tokens.weight
         if labels is None:
             return F.linear(hidden, head)
-        return linear_loss(hidden, head, labels, rows=rows), (labels != -100).sum()
+        loss, n = linear_loss(hidden, head, labels, rows=rows), (labels != -100).sum()
+        if self.training and self.config.n_experts and torch.is_grad_enabled():
+            extra = n * self.config.router_aux * self.balance(routed, doc_ids)
+            loss = loss + (extra - extra.detach())
+        return loss, n
+
+    def balance(self, routed, doc_ids=None):  # what `Decoder` returns of the routers; (B, T), -1 for padding
+        "The mean load-balancing loss of the blocks."
+        real = None if doc_ids is None else (doc_ids >= 0).flatten().to(routed[0].device, non_blocking=True)
+        return torch.stack([load_balancing_loss(p, self.config.experts_per_token, real) for p in routed]).mean()
 
 # %% ../../nbs/04_model/00_transformer.ipynb #a25b5bd9
 @patch
@@ -311,12 +339,33 @@ def from_tensors(cls: CausalLM, config, tensors, where):  # where: what they wer
     model.load_state_dict(tensors, assign=True)
     return model.requires_grad_(True).eval()
 
+# %% ../../nbs/04_model/00_transformer.ipynb #87cbde33
+def hf_class(c: ModelConfig) -> tuple[str, str]:
+    "The class in transformers that computes what this model does, and its `model_type`."
+    if c.n_experts:
+        if c.shared_expert:
+            return "Qwen2MoeForCausalLM", "qwen2_moe"
+        return ("Qwen3MoeForCausalLM", "qwen3_moe") if c.qk_norm else ("MixtralForCausalLM", "mixtral")
+    return ("Qwen3ForCausalLM", "qwen3") if c.qk_norm else ("LlamaForCausalLM", "llama")
+
+
+def _hf_experts(c):
+    "What a config says of experts; in Mixtral the width of an expert is `intermediate_size`."
+    kind, found = hf_class(c)[1], {"num_experts_per_tok": c.experts_per_token, "router_aux_loss_coef": c.router_aux}
+    if kind == "mixtral":
+        return found | {"num_local_experts": c.n_experts}
+    found |= {"num_experts": c.n_experts, "moe_intermediate_size": c.d_ff, "norm_topk_prob": True}
+    found |= {"decoder_sparse_step": 1, "mlp_only_layers": []}
+    shared = {"shared_expert_intermediate_size": c.d_ff, "qkv_bias": False} if c.shared_expert else {}
+    return found | shared
+
 # %% ../../nbs/04_model/00_transformer.ipynb #51c14501
 def hf_config(c: ModelConfig, dtype="float32") -> dict:
-    "The `config.json` of Hugging Face's Llama for this shape."
+    "The `config.json` of Hugging Face's class for this shape."
+    name, kind = hf_class(c)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [name],
+        "model_type": kind,
         "vocab_size": c.vocab_size,
         "hidden_size": c.d_model,
         "num_hidden_layers": c.n_layers,
@@ -338,4 +387,4 @@ def hf_config(c: ModelConfig, dtype="float32") -> dict:
         "use_cache": True,
         "dtype": dtype,
         "torch_dtype": dtype,
-    }
+    } | (_hf_experts(c) if c.n_experts else {})

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-from ..core.config import InputError
+from ..core.config import InputError, ModelConfig
 from ..core.files import read_json
 from ..core.presets import preset
 from ..core.provenance import model_fingerprint, parse_source
 from ..core.runs import Run
 from ..core.stages import settings_of, stages_of
 from ..evaluation.suite import PUBLISHED
+from ..model.transformer import hf_class
 
 # %% ../../nbs/09_sharing/12_card.ipynb #cd000006
 def run_of(
@@ -96,7 +97,7 @@ _CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
 language: en
-tags: [elite112m, llama]
+tags: [elite112m, {{ kind }}]
 ---
 
 # {{ name }}
@@ -104,7 +105,7 @@ tags: [elite112m, llama]
 A language model of {{ "{:,}".format(about.parameters) }} parameters, made with elite112m
 {%- if about.run %}: preset `{{ about.run.preset }}`, {{ about.run.created[:10] }}
 {%- if about.run.began_with %}, begun with `{{ about.run.began_with }}`{% endif %}{% endif %}.
-Llama architecture: {{ s.n_layers }} layers, width {{ s.d_model }}, {{ s.n_heads }} heads ({{ s.n_kv_heads }} for keys
+{{ architecture }}: {{ s.n_layers }} layers, width {{ s.d_model }}, {{ s.n_heads }} heads ({{ s.n_kv_heads }} for keys
 and values), context {{ s.context }} tokens, vocabulary {{ "{:,}".format(s.vocab_size) }}.
 
 ## Files
@@ -183,6 +184,13 @@ def _rates(r):
     return f"{100 * r['rate']:.0f} % | {100 * r['lo']:.0f} to {100 * r['hi']:.0f} %"
 
 
+def _architecture(m):
+    "The name of the architecture, and what of it a token passes."
+    family = hf_class(m)[0].removesuffix("ForCausalLM")
+    some = f" ({m.experts_per_token} of {m.n_experts} experts a token, {m.n_active_params:,} parameters)"
+    return f"{family} architecture{some if m.n_experts else ''}"
+
+
 def model_card(
     name: str,
     about: dict,  # of `origin`
@@ -192,7 +200,9 @@ def model_card(
     sources = list(about["data"]["sources"]) if about["data"] else []
     sources += about["run"]["settings"].get("sft.sources", ()) if about["run"] else ()
     sources = dict.fromkeys(re.sub("^curriculum/.*", "curriculum", s) for s in sources)
-    shown = {"name": name, "about": about, "s": about["shape"], "e": about["evaluation"], "files": files}
+    m = ModelConfig(**about["shape"])
+    shown = {"architecture": _architecture(m), "kind": hf_class(m)[1]}
+    shown |= {"name": name, "about": about, "s": about["shape"], "e": about["evaluation"], "files": files}
     command = repeat_command(about["run"]) if about["run"] else ""
     known = {"rates": _rates, "published": PUBLISHED, "sources": sources, "licence": licence_of, "command": command}
     return Environment().from_string(_CARD).render(**shown, **known)

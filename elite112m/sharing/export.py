@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..chat.chat_model import ChatModel
-from ..core.config import require
+from ..core.config import require, require_llama
 from elite112m.core.files import (
     GGUF_EXPORT_FILES,
     HF_EXPORT_FILES,
@@ -192,6 +192,8 @@ def export_model(
     target = TARGETS[to]
     formats = formats_of(target, formats)
     chat, path = open_exportable(model)
+    if to != "hf":
+        require_llama(chat.model.config, f"the export to {to}", "export with --to hf")
     if to == "gguf":
         check_gguf_vocabulary(chat.tok)
     if to in ("onnx", "web"):

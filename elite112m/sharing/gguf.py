@@ -10,7 +10,7 @@ __all__ = ['GGUF_KINDS', 'paired_rows', 'gguf_tensors', 'gguf_numbers', 'check_g
 import json
 from pathlib import Path
 
-from ..core.config import InputError, require
+from ..core.config import InputError, require, require_llama
 from ..core.files import atomic, writing
 from ..data.messages import CHAT_TEMPLATE
 from ..data.tokenizer import byte_level_bpe, byte_symbols
@@ -149,9 +149,10 @@ def write_gguf(
     kind: str = "f16",  # one of `GGUF_KINDS`
     name: str = "elite112m",  # what programs show
 ):
-    "Write a GGUF file, atomically. Raises `InputError` for an unknown kind or a vocabulary that llama.cpp lacks."
+    "Write a GGUF file, atomically. Raises `InputError` for an unknown kind, and for what llama.cpp cannot read of us."
     from gguf import GGUFWriter
 
+    require_llama(model.config, "GGUF, as written here,", "export with --to hf")
     require(kind in GGUF_KINDS, f"unknown kind of GGUF file {kind!r}; there are {', '.join(GGUF_KINDS)}")
     if tok:
         check_gguf_vocabulary(tok)

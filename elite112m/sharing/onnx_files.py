@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..core.config import ModelConfig, require
+from ..core.config import ModelConfig, require, require_llama
 from ..core.files import atomic, writing
 
 # %% ../../nbs/09_sharing/13_onnx_files.ipynb #ox000006
@@ -114,6 +114,7 @@ def write_onnx(
     path,
 ):
     "Write one ONNX file, atomically: token ids, mask and cache in; logits at every position and cache out."
+    require_llama(m, "ONNX, as written here,", "export with --to hf")
     require(format in ONNX_FORMATS, f"unknown ONNX format {format!r}; there are {', '.join(ONNX_FORMATS)}")
     large = 4 * m.n_params > MOST_BYTES and format == "fp32"
     odd = format == "int4" and (m.d_model % 64 or m.d_ff % 64)

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ..core.config import ModelConfig, require
+from ..core.config import ModelConfig, require, require_llama
 from ..core.files import text_table
 from ..core.presets import preset
 from ..core.provenance import machine
@@ -53,6 +53,7 @@ def transformers_model(m: ModelConfig):
     "transformers' `LlamaForCausalLM` of that shape, with the attention kernel that ours uses."
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    require_llama(m, "the comparison with transformers' Llama", "measure without")
     return LlamaForCausalLM(LlamaConfig.from_dict(hf_config(m) | {"use_cache": False}, attn_implementation="sdpa"))
 
 # %% ../../nbs/10_workbook/15_bench.ipynb #583bf691

@@ -22,7 +22,7 @@ import click
 
 from ..core.config import InputError, require
 from ..core.files import CANNOT_WRITE, silent, text_table
-from ..core.presets import preset, presets_table, step_tokens
+from ..core.presets import PRESETS, preset, presets_table, step_tokens
 from ..core.runs import Run, resolve
 from ..core.stages import STAGES, TRAINING_STAGES, stages_of
 from .bench_run import bench_run_command
@@ -293,9 +293,10 @@ def stage_command(stage):
 # %% ../../nbs/10_workbook/10_cli.ipynb #41d7d87e
 @click.command("presets", epilog="Example: elite112m presets --size 30M")
 @click.option("--size", "sizes", multiple=True, type=Size(), metavar="N", help="The preset of a size. Repeatable.")
-def presets_command(sizes):
+@set_option("Show them with a field overridden, for example model.n_experts=8. Repeatable.")
+def presets_command(sizes, sets):
     "The presets, or those of some sizes, side by side: parameters, FLOPs, tokens, memory."
-    rows = presets_table([preset(size) for size in sizes])
+    rows = presets_table([preset(name, dict(sets)) for name in sizes or PRESETS])
     figures = [figure for figure in rows[0] if figure != "preset"]
     click.echo(text_table([{"": figure} | {row["preset"]: row[figure] for row in rows} for figure in figures]))
 

@@ -1,0 +1,221 @@
+"Models with experts and with normed queries and keys, through the whole journey and in every engine."
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import here
+
+KINDS = {
+    "Qwen3ForCausalLM": {"model.qk_norm": True},
+    "MixtralForCausalLM": {"model.n_experts": 4},
+    "Qwen3MoeForCausalLM": {"model.n_experts": 4, "model.qk_norm": True},
+    "Qwen2MoeForCausalLM": {"model.n_experts": 3, "model.shared_expert": True},
+}
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    "A prepared run of the smallest size."
+    from elite112m.core.presets import TINY
+    from elite112m.core.runs import run_stage
+    from elite112m.data.prepare import prepare
+
+    path = tmp_path_factory.mktemp("ready") / "run"
+    run_stage(prepare, path, "nano", TINY)
+    return path
+
+
+def pretrained(ready, path, settings):
+    from elite112m.core.presets import TINY, preset
+    from elite112m.core.runs import Run, run_stage, save_preset
+    from elite112m.training.pretrain import pretrain
+
+    if not path.exists():
+        shutil.copytree(ready, path)
+        save_preset(Run(path), preset("nano", TINY | settings))
+    return run_stage(pretrain, path).folder
+
+
+class PowerCut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_interrupted_training_ends_with_the_same_bits(ready, tmp_path, monkeypatch, kind):
+    "Read back from a checkpoint under Hugging Face's names, Muon's momenta and all."
+    from elite112m.training.trainer import Trainer
+
+    whole, update = pretrained(ready, tmp_path / "whole", KINDS[kind]), Trainer.update
+
+    def cut(self, batch):
+        if self.step == 8:
+            raise PowerCut
+        update(self, batch)
+
+    with monkeypatch.context() as m, pytest.raises(PowerCut):
+        m.setattr(Trainer, "update", cut)
+        pretrained(ready, tmp_path / "parts", KINDS[kind])
+    rest = pretrained(ready, tmp_path / "parts", KINDS[kind])
+    assert (whole / "model.safetensors").read_bytes() == (rest / "model.safetensors").read_bytes()
+    assert json.loads((whole / "config.json").read_text())["architectures"] == [kind]
+
+
+def test_from_text_to_chat_and_export(ready, tmp_path, tiny):
+    "With experts and normed queries: train, chat, evaluate, export; transformers says the same."
+    from transformers import AutoModelForCausalLM
+
+    from elite112m.model.pretrained import load_model
+
+    run, sets = tmp_path / "run", ["--set", "model.n_experts=4", "--set", "model.qk_norm=true"]
+    sets += ["--set", "model.experts_per_token=2", "--set", "evaluate.max_new_tokens=2"]
+    done = here("elite112m", "run", "nano", "--out", run, *tiny, *sets)
+    assert done.returncode == 0, done.stderr
+    done = here("elite112m", "chat", "--model", run, "--input", "hi", "--max-new-tokens", "4")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = load_model(run / "export/hf"), AutoModelForCausalLM.from_pretrained(run / "export/hf")
+    ids = torch.arange(40)[None]
+    assert type(theirs).__name__ == "Qwen3MoeForCausalLM"
+    assert (ours(ids) - theirs(ids).logits).abs().max() < 1e-4
+    for to in ("gguf", "onnx", "web"):
+        out = tmp_path / to
+        done = here("elite112m", "export", "--model", run, "--to", to, "--out", out)
+        assert done.returncode == 2 and "cannot hold model.n_experts=4" in done.stderr and not out.exists()
+    done = here("elite112m", "chat", "--model", run, "--format", "int8", "--input", "hi")
+    assert done.returncode == 2 and done.stderr.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    "bad, why",
+    [
+        (["model.n_experts=4", "model.experts_per_token=5"], "experts_per_token=5 is over model.n_experts=4"),
+        (["model.n_experts=4", "model.experts_per_token=1"], "no router learns"),
+        (["model.n_experts=-1"], "must lie between 0 and"),
+        (["model.n_experts=4", "model.router_aux=-1"], "must be 0 or a positive number"),
+        (["model.shared_expert=true"], "needs experts beside it"),
+        (["model.n_experts=4", "model.shared_expert=true", "model.qk_norm=true"], "no class with both"),
+        (["model.n_experts=4", "pretrain.precision=fp8"], "choose pretrain.precision=bf16"),
+    ],
+)
+def test_bad_settings_get_one_line(tmp_path, bad, why):
+    done = here("elite112m", "run", "nano", "--out", tmp_path / "run", *(a for s in bad for a in ("--set", s)))
+    assert done.returncode == 2 and why in done.stderr and done.stderr.strip().count("\n") == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_from_before_these_fields_goes_on(ready, tmp_path):
+    "Its `run.json` and its finished stage lack them."
+    from elite112m.core.runs import Run
+
+    path = tmp_path / "run"
+    pretrained(ready, path, {})
+    new = ("qk_norm", "n_experts", "experts_per_token", "shared_expert", "router_aux")
+    for f in (path / "run.json", *path.glob("*/stage.json")):
+        found = json.loads(f.read_text())
+        shape = found.get("preset", {}).get("model", {})
+        assert f.name != "run.json" or "n_experts" in shape
+        for name in new:
+            shape.pop(name, None)
+            found.get("settings", {}).pop(f"model.{name}", None)
+        f.write_text(json.dumps(found))
+    before = (path / "pretrain/model.safetensors").read_bytes()
+    assert Run(path).status("pretrain") == "done" and Run(path).preset.model.n_experts == 0
+    pretrained(ready, path, {})  # does nothing
+    assert (path / "pretrain/model.safetensors").read_bytes() == before
+
+
+def model_of(**more):
+    from elite112m.core.config import ModelConfig
+    from elite112m.model.transformer import CausalLM
+
+    torch.manual_seed(0)
+    shape = dict(vocab_size=320, n_layers=2, d_model=32, n_heads=2, n_kv_heads=1, d_ff=48, context=64, n_experts=4)
+    return CausalLM(ModelConfig(**shape | more))
+
+
+def batch_of(rows):
+    ids = torch.randint(0, 320, (rows, 33), generator=torch.Generator().manual_seed(1))
+    return ids[:, :-1].numpy(), ids[:, 1:].numpy(), None
+
+
+def gradients(step, batch):
+    step.accumulate([batch])
+    found = [p.grad.clone() for p in step.masters]
+    for p in step.masters:
+        p.grad = None
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_parts_on_threads_give_the_gradients_of_the_whole(precision):
+    "Without the balancing loss, which is not a sum over tokens; experts that nobody chose have zeros, not None."
+    from elite112m.training.parallel import ParallelStep
+
+    model, batch = model_of(router_aux=0.0, n_experts=16), batch_of(4)
+    whole, parts = (gradients(ParallelStep(model, precision, n), batch) for n in (1, 4))
+    for a, b in zip(whole, parts):
+        assert (a - b).norm() <= (1e-5 if precision == "fp32" else 0.05) * a.norm().clamp(min=1e-3)
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    from elite112m.training.parallel import ParallelStep
+    from elite112m.training.step import recompute
+
+    model, batch = model_of(qk_norm=True), batch_of(2)
+    kept = gradients(ParallelStep(model), batch)
+    recompute(model)
+    assert all(torch.equal(a, b) for a, b in zip(kept, gradients(ParallelStep(model), batch)))
+
+
+def test_an_expert_that_nobody_chooses_has_a_gradient_of_zeros():
+    model = model_of(router_aux=0.0)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.gate.weight.zero_()  # all probabilities are equal: the same two are chosen for every token
+    loss, _ = model(*map(torch.as_tensor, batch_of(2)[:2]))
+    loss.backward()
+    slopes = [e.up_proj.weight.grad.abs().sum().item() for e in model.model.layers[0].mlp.experts]
+    assert sorted(s > 0 for s in slopes) == [False, False, True, True]
+
+
+def test_balancing_evens_the_load_of_a_router_that_prefers_two():
+    from elite112m.model.experts import router_load
+
+    def after(router_aux):
+        model = model_of(router_aux=router_aux, n_layers=1)
+        opt = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+        often = 1 / torch.arange(1, 321.0)
+        for _ in range(60):
+            ids = torch.multinomial(often, 8 * 33, True).view(8, 33)
+            loss, n = model(ids[:, :-1], labels=ids[:, 1:])
+            (loss / n).backward()
+            opt.step()
+            opt.zero_grad()
+        return router_load(model, [torch.multinomial(often, 1024, True).view(32, 32)])
+
+    free, even = after(0.0), after(0.05)
+    assert even.min() > 0.5 and even.max() - even.min() < free.max() - free.min()
+
+
+def test_generation_with_a_cache_says_what_the_whole_sequence_says():
+    from elite112m.model.quantised import as_format
+    from elite112m.model.transformer import KVCache
+
+    for more in ({"qk_norm": True}, {"shared_expert": True}):
+        model, ids = model_of(**more).eval(), torch.randint(0, 320, (2, 20))
+        with torch.no_grad():
+            cache, steps = KVCache(model.config, 2, 20), []
+            for part in (ids[:, :8], *ids[:, 8:].split(1, 1)):
+                steps.append(model(part, cache=cache))
+            whole = model(ids)
+            assert (torch.cat(steps, 1) - whole).abs().max() < 1e-4
+            half = as_format(model, "bf16")
+            assert (half(ids).float() - whole).abs().max() < 0.1
+
+
+def test_presets_show_what_a_token_passes(tmp_path):
+    done = here("elite112m", "presets", "--size", "30M", "--set", "model.n_experts=8")
+    assert done.returncode == 0 and "2 of 8 experts" in done.stdout and "a token)" in done.stdout
+    done = here("elite112m", "presets", "--set", "model.n_experts=8", "--set", "model.experts_per_token=9")
+    assert done.returncode == 2 and "experts_per_token=9 is over" in done.stderr
