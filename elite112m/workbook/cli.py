@@ -24,6 +24,7 @@ from ..core.config import InputError, require
 from ..core.files import CANNOT_WRITE, silent, text_table
 from ..core.presets import preset, presets_table, step_tokens
 from ..core.runs import STAGES, Run, resolve, stages_of
+from ..sharing.targets import exports_table
 from .bench_run import bench_run_command
 from .cli_export import export_options, verify_command, web_command
 from elite112m.workbook.cli_models import (
@@ -288,10 +289,12 @@ def _status_row(run, stage):
 @click.command("status", epilog="Example: elite112m status --run runs/nano")
 @run_option
 def status_command(path):
-    "Which stages of a run are done, unfinished, or stale."
+    "Which stages of a run are done, unfinished, or stale, and what was exported."
     run = open_run(path)
     table = text_table([_status_row(run, stage) for stage in stages_of(run.preset)])
     click.echo(f"preset {run.preset.name}, made {run.info['created']}\n{table}")
+    if exports := exports_table(run.folder("export")):
+        click.echo(f"exports:\n{text_table(exports)}")
 
 # %% ../../nbs/10_workbook/10_cli.ipynb #abd63119
 @click.command("report", epilog="Example: elite112m report --run runs/nano")
