@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .targets import EXPORT_FORMATS, USUAL_FORMATS
-
 from ..chat.chat_model import ChatModel
 from ..core.config import require, require_llama
 from elite112m.core.files import (
@@ -37,6 +35,7 @@ from .card import model_card, origin, run_of
 from .gguf import check_gguf_vocabulary, write_gguf
 from .onnx_files import require_builder, write_onnx
 from .proof import TEXT_TOKENS, make_reference, seal
+from .targets import EXPORT_FORMATS, USUAL_FORMATS
 from .web import fetch_scripts, write_web_page
 
 # %% ../../nbs/09_sharing/00_export.ipynb #ex000001
