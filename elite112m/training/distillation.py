@@ -30,7 +30,7 @@ from ..fp8.precision import pick_device
 from ..model.pretrained import load_model
 from ..model.quantised import to_bf16
 from ..model.transformer import CausalLM
-from .parallel import product_gain
+from .optimizer import fast_bf16
 from .pretrain import fit, initial_model, per_byte, write_result
 from .ranks import ALONE
 from .sft import pack, packed_batches
@@ -128,7 +128,7 @@ def ask_teacher(teacher, data: Batches, steps: int, k: int, path, key: str, devi
     require(size < free, f"what the teacher says takes {room}, and {free / 1e6:,.0f} MB are free: fewer distill.steps")
     echo(f"distill: the teacher reads the text once; {room}")
     teacher = teacher.to(device).eval()
-    if device.type == "cpu" and product_gain(teacher.config) >= 1.1:
+    if fast_bf16(device):  # by the processor's kind: a trial could turn out differently when the run is resumed
         teacher = to_bf16(teacher)
     parts, bar = [], progress(len(wanted), "teacher", "window")
     for i in range(0, len(wanted), 4):

@@ -1,0 +1,93 @@
+"Rewards: the command, rewards that are never given, a killed run; pairs from a model's own replies."
+
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ENV
+
+from elite112m.core.presets import TINY
+from tests.conftest import here
+
+STAGE = """import sys
+from elite112m.core.runs import run_stage
+from elite112m.evaluation.rewards import reinforce
+run_stage(reinforce, sys.argv[1], reward=lambda reply, item, ended, tokens: reply.count("e") / max(len(reply), 1))"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    "A tiny fine-tuned run."
+    from elite112m.core.runs import run_stage
+    from elite112m.data.prepare import prepare
+    from elite112m.training.pretrain import pretrain
+    from elite112m.training.sft import sft
+
+    run = tmp_path_factory.mktemp("base") / "run"
+    for do in (prepare, pretrain, sft):
+        run_stage(do, run, "nano", TINY)
+    return run
+
+
+def test_rewards_that_are_never_given(base, tmp_path):
+    "A model that is never right learns nothing from being right: one line, exit code 2, nothing left behind."
+    few = [f"--set={k}={v}" for k, v in TINY.items()] + ["--set=reinforce.end_reward=0"]
+    out = tmp_path / "out"
+    ended = here("elite112m", "reinforce", "--run", out, "--preset", "nano", "--from", base, *few, "--device", "cpu")
+    assert ended.returncode == 2 and "the reward is never given" in ended.stderr.splitlines()[-1], ended.stderr
+    assert not (out / "reinforce").exists()
+
+
+def test_unknown_category(base):
+    ended = here("elite112m", "reinforce", "--run", base, "--set", "reinforce.categories=Maths:", "--device", "cpu")
+    assert ended.returncode == 2 and "did you mean 'Math:'" in ended.stderr.splitlines()[-1], ended.stderr
+
+
+def test_kl_keeps_the_model_near_its_beginning(base, tmp_path):
+    "With a weight on the distance, the log-probabilities move less, and the distance is in the metrics."
+    from elite112m.core.runs import run_stage
+    from elite112m.evaluation.rewards import reinforce
+    from elite112m.training.metrics import read_metrics
+
+    def last_kl(weight):
+        settings = {"reinforce.init": str(base), "reinforce.steps": 12, "reinforce.lr": 3e-3, "reinforce.kl": weight}
+        job = run_stage(
+            reinforce, tmp_path / str(weight), "nano", TINY | settings, reward=lambda reply, *_: reply.count("e")
+        )
+        return [r["kl"] for r in read_metrics(job.folder / "metrics.jsonl") if "kl" in r][-1]
+
+    assert last_kl(3.0) < last_kl(1e-6) / 2
+
+
+def test_killed_and_resumed_ends_the_same(base, tmp_path):
+    "To the bit, with the same metrics, although every batch depends on the weights."
+    from elite112m.core.presets import preset
+    from elite112m.core.runs import Run, save_preset
+    from elite112m.training.metrics import read_metrics, timeless
+
+    settings = TINY | {"reinforce.init": str(base), "reinforce.steps": 30, "reinforce.lr": 2e-3, "reinforce.kl": 0.01}
+    settings |= {"reinforce.checkpoint_every": 3, "reinforce.eval_every": 4, "reinforce.log_every": 5}
+    whole, run = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, run):
+        folder.mkdir()
+        save_preset(Run(folder), preset("nano", settings))
+    start = lambda r: subprocess.Popen(
+        [sys.executable, "-c", STAGE, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
+    )
+    out = start(whole).communicate(timeout=300)[0]
+    assert (whole / "reinforce/model.safetensors").exists(), out
+    rows = lambda r: timeless(read_metrics(r / "reinforce/metrics.jsonl"))
+    goals = random.Random(2)
+    for _ in range(3):
+        p, goal = start(run), goals.randint(3, 25)
+        there = (run / "reinforce/metrics.jsonl").exists
+        while p.poll() is None and not (there() and max((r["step"] for r in rows(run)), default=0) >= goal):
+            time.sleep(0.01)
+        p.kill()
+        p.communicate()
+    out = start(run).communicate(timeout=300)[0]
+    assert "continues at step" in out or "nothing to do" in out, out
+    assert (run / "reinforce/model.safetensors").read_bytes() == (whole / "reinforce/model.safetensors").read_bytes()
+    assert rows(run) == rows(whole) and any("reward" in r for r in rows(run))
