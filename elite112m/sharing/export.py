@@ -32,7 +32,7 @@ from ..data.shards import Split
 from ..data.tokenizer import load_tokenizer
 from ..model.pretrained import end_ids, export_hf, load_model, reply_end
 from .card import model_card, origin, run_of
-from .gguf import check_gguf_vocabulary, write_gguf
+from .gguf import check_gguf_vocabulary, check_gguf_widths, write_gguf
 from .onnx_files import require_builder, write_onnx
 from .proof import TEXT_TOKENS, make_reference, seal
 from .targets import EXPORT_FORMATS, USUAL_FORMATS
@@ -130,6 +130,8 @@ def _write_web(chat, folder, formats):
 # %% ../../nbs/09_sharing/00_export.ipynb #ex000025
 def _check_gguf(chat, formats):
     check_gguf_vocabulary(chat.tok)
+    for kind in formats:
+        check_gguf_widths(chat.model.config, kind)
 
 
 def _check_onnx(chat, formats):

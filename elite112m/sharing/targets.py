@@ -13,7 +13,7 @@ from ..core.config import InputError
 from ..core.files import read_json
 
 # %% ../../nbs/09_sharing/15_targets.ipynb #tg000007
-_GGUF = ("f32", "f16", "bf16", "q8_0", "q4_0")
+_GGUF = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 _ONNX = {
     **{"fp32": "onnx/model.onnx", "fp16": "onnx/model_fp16.onnx"},
     **{"int8": "onnx/model_quantized.onnx", "int4": "onnx/model_q4.onnx"},

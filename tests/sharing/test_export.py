@@ -82,8 +82,13 @@ def test_everything_at_once_and_again(tmp_path, model):
     assert here("elite112m", "verify", out).stdout.count("are as they were written") == 4
     (out / "gguf/notes.txt").write_text("mine")
     assert here(*command).returncode == 0 and (out / "gguf/notes.txt").read_text() == "mine"
-    done = here("elite112m", "chat", "--model", out / "gguf/model-q4_0.gguf", "--input", "hi")
-    assert done.returncode == 0, done.stderr
+    for file in ("gguf/model-q4_0.gguf", "onnx/onnx/model.onnx", "hf"):
+        done = here("elite112m", "chat", "--model", out / file, "--input", "hi")
+        assert done.returncode == 0, (file, done.stderr)
+    asked = ("chat", "--input", "hi", "--model")
+    assert f"name one of {out / 'onnx/onnx/model.onnx'}" in refused(*asked, out / "onnx")
+    assert f"elite112m web {out / 'web'}" in refused(*asked, out / "web")
+    assert "an ONNX file has its own numbers" in refused(*asked, out / "onnx/onnx/model.onnx", "--format", "int8")
 
     (out / "hf/README.md").write_text("My own card.")
     assert "README.md, which was changed since" in refused(*command[1:])
@@ -93,6 +98,13 @@ def test_everything_at_once_and_again(tmp_path, model):
     (own / "config.json").write_text("{}")
     assert "config.json, which is no export" in refused("export", "--model", model, "--out", own)
     assert "holds an export for gguf" in refused("export", "--model", model, "--out", out / "gguf")
+
+
+def test_k_quants_need_wide_rows(tmp_path, model):
+    "A model whose rows are no multiples of 256 is refused before anything is written."
+    out = tmp_path / "out"
+    line = refused("export", "--model", model, "--to", "gguf", "--format", "q4_k_m", "--out", out)
+    assert "multiples of 256, not 64 and 128" in line and not out.exists()
 
 
 def test_what_cannot_be_exported_is_named(tmp_path, model):
