@@ -2,7 +2,8 @@
 
 `python nbs/studies/ingredients.py run RUNS ARM SEED` trains and evaluates one of `ARMS` in the folder RUNS/ARM-SEED;
 `python nbs/studies/ingredients.py collect RUNS nbs/studies/data/ingredients.json` gathers the finished runs. With
-`OMP_NUM_THREADS=1` a run has one thread, so that two of them can run side by side.
+`OMP_NUM_THREADS=1` a run has one thread, so that two of them can run side by side. Before, `lr RUNS RATE` tries a rate
+for AdamW on 4,000 conversations; the environment's ADAMW_LR is the one that is taken.
 """
 
 import json
@@ -21,7 +22,7 @@ from elite112m.training.sft import sft
 
 EXAMPLES = int(os.environ.get("EXAMPLES", 19_000))  # conversations of fine-tuning; nano has 38,000
 SEEDS = (1, 2)
-ADAMW_LR = 6e-3  # of the embedding too; the best of those that `lr` tried
+ADAMW_LR = float(os.environ.get("ADAMW_LR", 6e-3))  # the best of those that `lr` tried; half of it in fine-tuning
 ARMS = {
     "base": {},
     "taught-only": {},  # see `only_taught`
@@ -73,19 +74,21 @@ def rates(found: dict) -> dict:
     return {name: round(r["rate"], 4) for name, r in found.items()}
 
 
+def last_loss(folder: Path) -> float:
+    "The last validation loss of a training."
+    return round([r["val_loss"] for r in read_metrics(folder / "metrics.jsonl") if "val_loss" in r][-1], 4)
+
+
 def result(folder: Path) -> dict:
     "What one run has learnt, and what it took."
     read = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))
     suite, casual = read("eval/results.json"), read("casual/results.json")["tasks"]["casual"]
-    losses = {
-        stage: [round(r["val_loss"], 4) for r in read_metrics(folder / stage / "metrics.jsonl") if "val_loss" in r][-1]
-        for stage in ("pretrain", "sft")
-    }
     return {
         **{"all": round(suite["all"]["rate"], 4), "wordings": rates(suite["wordings"]), "rows": rates(suite["rows"])},
         **{"lines": rates(suite["lines"]), "categories": rates(suite["categories"])},
         **{"casual": [casual["sensible"]["correct"], casual["sensible"]["total"]], "ended": round(suite["ended"], 4)},
-        **{"repeated": round(suite["tasks"]["suite"]["repeated"], 4), "val_loss": losses},
+        **{"repeated": round(suite["tasks"]["suite"]["repeated"], 4)},
+        "val_loss": {stage: last_loss(folder / stage) for stage in ("pretrain", "sft")},
         "parameters": Run(folder).preset.model.n_params,
         "machine": suite["machine"],
     }
@@ -93,7 +96,8 @@ def result(folder: Path) -> dict:
 
 def collect(runs: Path, out: Path):
     "The results of all finished runs."
-    found = {"examples": EXAMPLES, "adamw_lr": ADAMW_LR, "arms": {}}
+    tried = {f.name.removeprefix("lr-"): last_loss(f / "sft") for f in sorted(runs.glob("lr-*"))}
+    found = {"examples": EXAMPLES, "adamw_lr": ADAMW_LR, "adamw_tried": tried, "arms": {}}
     for arm in ARMS:
         folders = {str(s): runs / f"{arm}-{s}" for s in SEEDS}
         done = {s: result(f) for s, f in folders.items() if (f / "casual/results.json").is_file()}
@@ -104,13 +108,13 @@ def collect(runs: Path, out: Path):
 
 
 def lr(runs: Path, rate: str):
-    "A short AdamW run at one rate: its last validation loss of fine-tuning."
+    "A short AdamW run at one rate, which ends by printing its last validation loss of fine-tuning."
     adamw = settings_of("adamw", 1) | {"pretrain.lr": float(rate), "sft.lr": float(rate) / 2, "sft.examples": 4000}
     folder = runs / f"lr-{rate}"
     run_stage(prepare, folder, "nano", adamw)
     for stage in (pretrain, sft):
         run_stage(stage, folder, device="cpu")
-    print(rate, [r["val_loss"] for r in read_metrics(folder / "sft/metrics.jsonl") if "val_loss" in r])
+    print(rate, last_loss(folder / "sft"))
 
 
 if __name__ == "__main__":
