@@ -7,18 +7,19 @@ __all__ = ['ChatModel', 'in_order', 'Reply']
 
 # %% ../../nbs/07_chat/10_chat_model.ipynb #cm000004
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fastcore.basics import patch
 
 from .calculator import Calculator
 from .generate import MAX_NEW_TOKENS, cut, generate, row_seeds
-from ..core.config import InputError, require
-from ..core.files import progress
-from ..core.locate import find_model
+from ..core.config import InputError, did_you_mean, require
+from ..core.files import echo, progress
+from ..core.locate import adapter_name, base_of, find_adapter, find_model, made_absolute
 from ..data.messages import foreign_template, render, templated_prompt
 from ..fp8.precision import pick_device
-from ..model.pretrained import end_ids, reply_end
+from ..model.pretrained import end_ids, load_model, reply_end
 from ..model.quantised import as_format
 from ..model.third_party import open_model, open_tokenizer
 
@@ -30,17 +31,46 @@ class ChatModel:
         self.model = model
         self.tok = tok
         self.name = name
+        self.adapters, self.adapter = {}, ""  # {name: folder} to choose from, and the one in use
         self.template = foreign_template(tok)  # Jinja, for third-party models; None is our own format
         self.stop = {tok.eot, *ends}
         if self.template:
             self.stop |= {reply_end(tok)} | ({tok.in_transformers().eos_token_id} - {None})
 
     @classmethod
-    def open(cls, path, device="auto", format="fp32"):  # format: see `as_format`
-        "The model of a run, folder, GGUF file, or name. Raises `InputError` where there is none."
+    def open(cls, path, device="auto", format="fp32", adapters=()):  # format: see `as_format`; adapters: see below
+        "The model of a run, folder, adapter, GGUF file, or name. Raises `InputError` where there is none."
         folder = find_model(path)
         tok = open_tokenizer(folder)
+        if adapters:
+            return cls(None, tok, str(path), end_ids(folder)).with_adapters(adapters, folder, device, format)
         return cls(as_format(open_model(folder, pick_device(device)), format), tok, str(path), end_ids(folder))
+
+# %% ../../nbs/07_chat/10_chat_model.ipynb #8590491d
+@patch
+def with_adapters(self: ChatModel, places, base, device="auto", format="fp32"):  # folders of adapters, or runs
+    "This model, with the first of some adapters on a base. Raises `InputError` for one that does not fit."
+    folders = [find_adapter(place) for place in places]
+    self.adapters = {adapter_name(folder): folder for folder in folders}
+    twice = f"two adapters have the same name, among {', '.join(map(adapter_name, folders))}: rename a folder"
+    require(len(self.adapters) == len(folders), twice)
+    self._open = lambda chosen: as_format(load_model(base, pick_device(device), chosen), format)
+    self.use_adapter(next(iter(self.adapters)))
+    for name, folder in self.adapters.items():
+        with suppress(InputError):
+            if (named := base_of(folder)) != made_absolute(base):
+                echo(f"{name} was trained on {named}, and is added to {base}")
+    return self
+
+
+@patch
+def use_adapter(self: ChatModel, name: str):  # one of `adapters`, or none for the base alone
+    "Answer with another adapter from here on. Raises `InputError` where there is none of that name."
+    names = [*self.adapters, "none"]
+    hint = f"; there are {', '.join(names)}{did_you_mean(name, names)}" if self.adapters else ": give --adapter FOLDER"
+    require(self.adapters and name in names, f"no adapter {name[:40]}{hint}")
+    self.model = self._open([self.adapters[name]] if name in self.adapters else [])
+    self.adapter = name
 
 # %% ../../nbs/07_chat/10_chat_model.ipynb #54e6b294
 @patch(as_prop=True)

@@ -295,6 +295,10 @@ def _check_inputs(p, todo):
         check_sources(p.data.sources)
     if "sft" in busy:
         check_conversations(p.sft.sources)
+        if p.sft.adapter:
+            from elite112m.training.adapters import require_peft
+
+            require_peft()
     for stage in ("pretrain", "sft"):
         if stage in busy and getattr(p, stage).init:
             check_model(getattr(p, stage).init)
