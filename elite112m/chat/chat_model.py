@@ -7,6 +7,7 @@ __all__ = ['ChatModel', 'in_order', 'Reply']
 
 # %% ../../nbs/07_chat/10_chat_model.ipynb #cm000004
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fastcore.basics import patch
@@ -14,13 +15,13 @@ from fastcore.basics import patch
 from .calculator import Calculator
 from .generate import MAX_NEW_TOKENS, cut, generate, row_seeds
 from .repetition import repeats_itself
-from ..core.config import InputError, require
-from ..core.files import progress
-from ..core.locate import files_beside, find_model, is_onnx
+from ..core.config import InputError, did_you_mean, require
+from ..core.files import echo, progress
+from ..core.locate import adapter_name, base_of, files_beside, find_adapter, find_model, is_onnx, made_absolute
 from ..data.messages import foreign_template, render, templated_prompt
 from ..fp8.precision import pick_device
 from ..model.onnx_model import OnnxLM
-from ..model.pretrained import end_ids, reply_end
+from ..model.pretrained import end_ids, load_model, reply_end
 from ..model.quantised import as_format
 from ..model.third_party import open_model, open_tokenizer
 
@@ -32,22 +33,52 @@ class ChatModel:
         self.model = model
         self.tok = tok
         self.name = name
+        self.adapters, self.adapter = {}, ""  # {name: folder} to choose from, and the one in use
         self.template = foreign_template(tok)  # Jinja, for third-party models; None is our own format
         self.stop = {tok.eot, *ends}
         if self.template:
             self.stop |= {reply_end(tok)} | ({tok.in_transformers().eos_token_id} - {None})
 
     @classmethod
-    def open(cls, path, device="auto", format="fp32"):  # format: see `as_format`
-        "The model of a run, folder, GGUF file, ONNX file, or name. Raises `InputError` where there is none."
+    def open(cls, path, device="auto", format="fp32", adapters=()):  # format: see `as_format`; adapters: see below
+        "The model of a run, folder, adapter, GGUF or ONNX file, or name. Raises `InputError` where there is none."
         found = find_model(path)
         beside = files_beside(found)
         tok = open_tokenizer(beside)
         if is_onnx(found):
             own = "an ONNX file has its own numbers; leave it out, or name another file"
+            require(not adapters, "an ONNX file takes no adapter; name the model that it was made of")
             require(format == "fp32", f"--format {format}: {own}")
             return cls(OnnxLM(found), tok, str(path), end_ids(beside))
+        if adapters:
+            return cls(None, tok, str(path), end_ids(found)).with_adapters(adapters, found, device, format)
         return cls(as_format(open_model(found, pick_device(device)), format), tok, str(path), end_ids(found))
+
+# %% ../../nbs/07_chat/10_chat_model.ipynb #8590491d
+@patch
+def with_adapters(self: ChatModel, places, base, device="auto", format="fp32"):  # folders of adapters, or runs
+    "This model, with the first of some adapters on a base. Raises `InputError` for one that does not fit."
+    folders = [find_adapter(place) for place in places]
+    self.adapters = {adapter_name(folder): folder for folder in folders}
+    twice = f"two adapters have the same name, among {', '.join(map(adapter_name, folders))}: rename a folder"
+    require(len(self.adapters) == len(folders), twice)
+    self._open = lambda chosen: as_format(load_model(base, pick_device(device), chosen), format)
+    self.use_adapter(next(iter(self.adapters)))
+    for name, folder in self.adapters.items():
+        with suppress(InputError):
+            if (named := base_of(folder)) != made_absolute(base):
+                echo(f"{name} was trained on {named}, and is added to {base}")
+    return self
+
+
+@patch
+def use_adapter(self: ChatModel, name: str):  # one of `adapters`, or none for the base alone
+    "Answer with another adapter from here on. Raises `InputError` where there is none of that name."
+    names = [*self.adapters, "none"]
+    hint = f"; there are {', '.join(names)}{did_you_mean(name, names)}" if self.adapters else ": give --adapter FOLDER"
+    require(self.adapters and name in names, f"no adapter {name[:40]}{hint}")
+    self.model = self._open([self.adapters[name]] if name in self.adapters else [])
+    self.adapter = name
 
 # %% ../../nbs/07_chat/10_chat_model.ipynb #54e6b294
 @patch(as_prop=True)

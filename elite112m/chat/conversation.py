@@ -275,11 +275,11 @@ class Chat:
         self.set(**settings)
 
     @classmethod
-    def open(cls, path, device="auto", format="fp32", **kw):
-        "Chat with the model of a run, folder, GGUF file, or name. Raises `InputError`."
+    def open(cls, path, device="auto", format="fp32", adapters=(), **kw):  # adapters: see `ChatModel.with_adapters`
+        "Chat with the model of a run, folder, adapter, GGUF file, or name. Raises `InputError`."
         from elite112m.chat.chat_model import ChatModel
 
-        return cls(ChatModel.open(path, device, format), **kw)
+        return cls(ChatModel.open(path, device, format, adapters), **kw)
 
 # %% ../../nbs/07_chat/11_conversation.ipynb #e890625e
 @patch

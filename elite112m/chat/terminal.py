@@ -188,6 +188,14 @@ def _retry(self, rest):
         self._note("at temperature 0 the answer is the same; /temperature 0.7 draws another")
     self._answer("", again=True)
 
+# %% ../../nbs/07_chat/12_terminal.ipynb #84a93b83
+@command
+def _adapter(self, rest):
+    "/adapter [NAME]: answer with another adapter; /adapter none with the base alone; without NAME, list them."
+    if rest or not self.chat.model.adapters:
+        self.chat.model.use_adapter(rest)
+    self._note(f"adapter: {self.chat.model.adapter}, of {', '.join(self.chat.model.adapters)}")
+
 # %% ../../nbs/07_chat/12_terminal.ipynb #tmfc5ad8
 @command
 def _save(self, rest):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'ORIGINAL', 'TINY', 'BYTES', 'LOGITS', 'SPARE', 'preset', 'override', 'to_dict', 'from_dict',
            'flops_per_token', 'block_bytes', 'activation_bytes', 'head_bytes', 'moment_bytes', 'update_bytes',
-           'memory_parts', 'step_sequences', 'divisors', 'largest_micro_batch', 'step_tokens', 'presets_table']
+           'memory_parts', 'step_sequences', 'adapter_numbers', 'adapter_memory_parts', 'divisors',
+           'largest_micro_batch', 'step_tokens', 'presets_table']
 
 # %% ../../nbs/01_core/10_presets.ipynb #44ea03cd
 import dataclasses
@@ -14,6 +15,7 @@ from dataclasses import fields, replace
 from decimal import Decimal
 
 from elite112m.core.config import (
+    LORA_TARGETS,
     SECTIONS,
     DataConfig,
     InputError,
@@ -329,6 +331,24 @@ def _for_several(m, shard):
     "DDP's buckets; or the largest parts of a sharded model that are whole at a time."
     return 4 * (m.vocab_size * m.d_model + 2 * _matrix_weights(m) // m.n_layers) if shard else 4 * m.n_params
 
+# %% ../../nbs/01_core/10_presets.ipynb #82363f32
+def adapter_numbers(m: ModelConfig, rank: int, targets=LORA_TARGETS) -> int:
+    "Numbers that a LoRA adapter trains."
+    d, d_kv, f = m.d_model, m.n_kv_heads * m.head_dim, m.d_ff
+    sides = dict(zip(LORA_TARGETS, (d + d, d + d_kv, d + d_kv, d + d, d + f, d + f, f + d)))
+    return m.n_layers * rank * sum(sides[target] for target in targets)
+
+
+def adapter_memory_parts(p: Preset, precision: str = "fp32") -> dict:  # {part: bytes}, as `memory_parts`
+    "Memory by part of fine-tuning with an adapter, in the stage `sft`."
+    m, cfg = p.model, p.sft
+    n, tokens = adapter_numbers(m, cfg.rank, cfg.targets), cfg.batch_size * m.context
+    activations, head = _held_for_backward(m, tokens, precision, cfg.recompute)
+    thin = BYTES[precision] * tokens * m.n_layers * len(cfg.targets) * cfg.rank  # A x of every pair
+    copies = 0 if precision == "fp32" else 2 * (m.n_params + n)
+    parts = {"weights": 4 * (m.n_params + n), "copies": copies, "gradients": 4 * n, "optimizer": 8 * n}
+    return parts | {"activations": activations + thin, "logits": max(head - 4 * m.vocab_size * m.d_model, 0)}
+
 # %% ../../nbs/01_core/10_presets.ipynb #5f116c09
 SPARE = 0.1  # of the tensors' bytes: gaps of the allocator, work space of kernels
 
@@ -371,6 +391,7 @@ def _costs(p):
         "training tokens": f"{p.pretrain.steps * step_tokens(p) / 1e6:,.1f} M",
         "tokens a step": f"{step_tokens(p):,}",
         "memory (estimate)": f"{sum(memory_parts(p, precision).values()) / 1e9:.1f} GB",
+        f"LoRA, rank {p.sft.rank} (estimate)": f"{sum(adapter_memory_parts(p, precision).values()) / 1e9:.1f} GB",
     }
 
 # %% ../../nbs/01_core/10_presets.ipynb #be6f1a02

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from .config import InputError, did_you_mean, require
-from .locate import made_absolute, weights_at
+from .locate import base_of, is_adapter, made_absolute, weights_at
 
 # %% ../../nbs/01_core/13_provenance.ipynb #c6972f5e
 @dataclass(frozen=True)
@@ -165,6 +165,8 @@ def model_fingerprint(place: str) -> str | None:
     files = [root] if root.is_file() else sorted(filter(_is_of_the_model, folder.iterdir()))
     for f in files:
         _hash_file(h, f, f.name)
+    if folder and is_adapter(folder):
+        h.update((model_fingerprint(str(base_of(folder))) or "").encode())
     return h.hexdigest()
 
 # %% ../../nbs/01_core/13_provenance.ipynb #d0cd7eb9

@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from ..core.config import MAX_VOCAB, InputError, require
 from ..core.files import atomic, echo, read_json
-from ..core.locate import SMOLLM2, SMOLLM2_WHEEL, cache_dir, is_gguf, wheel_gguf
+from ..core.locate import SMOLLM2, SMOLLM2_WHEEL, base_of, cache_dir, is_adapter, is_gguf, wheel_gguf
 
 # %% ../../nbs/02_data/00_tokenizer.ipynb #5752fa43
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -375,7 +375,11 @@ def load_tokenizer(name_or_path) -> Tokenizer:
     if str(name_or_path) == "smollm2":
         return _smollm2()
     path = Path(name_or_path).expanduser()
-    path = _home(path) / "tokenizer.json" if path.is_dir() else path
+    if path.is_dir():
+        home = _home(path)
+        if is_adapter(path) and not (home / "tokenizer.json").is_file():
+            return load_tokenizer(base_of(path))
+        path = home / "tokenizer.json"
     require(
         path.is_file(),
         f'no tokenizer at {path}; give "smollm2", a tokenizer.json, the folder that holds one, or a GGUF file',

@@ -33,6 +33,7 @@ class _LinearLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         total = hidden.new_zeros((), dtype=torch.float32)
         d_hidden, d_weight = torch.empty_like(hidden) if learn else None, None
+        train_head = ctx.needs_input_grad[1]  # not where an adapter is trained beside frozen weights
         w, rows = weight.to(dtype), max(at_a_time // weight.shape[0], 1)
         with torch.autocast(device, enabled=False):
             for i in range(0, hidden.shape[0], rows):
@@ -44,6 +45,8 @@ class _LinearLoss(torch.autograd.Function):
                     continue
                 g = logits.to(dtype)  # by now the gradient
                 d_hidden[chunk] = g @ w
+                if not train_head:
+                    continue
                 if d_weight is None:
                     d_weight = (g.t() @ h).float()
                 elif dtype == torch.float32:
@@ -57,7 +60,7 @@ class _LinearLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
-        d_hidden, d_weight = (d.mul_(g).to(t) for d, t in zip(ctx.saved_tensors, ctx.dtypes))
+        d_hidden, d_weight = (None if d is None else d.mul_(g).to(t) for d, t in zip(ctx.saved_tensors, ctx.dtypes))
         return d_hidden, d_weight, None, None, None
 
 # %% ../../nbs/04_model/10_loss.ipynb #a2b9fbaf

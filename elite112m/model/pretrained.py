@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ..core.config import InputError, ModelConfig, require
-from ..core.files import atomic, read_json, write_json, writing
-from ..core.locate import find_weights, is_gguf
+from ..core.files import ADAPTER_FILES, atomic, read_json, write_json, writing
+from ..core.locate import find_weights, is_adapter, is_gguf, with_base
 from ..data.messages import CHAT_TEMPLATE, foreign_template, render
 from ..data.tokenizer import EOT, gguf_fields
+from .lora import add_lora, read_lora
 from .transformer import CausalLM, hf_class, hf_config
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #3c67f50b
@@ -311,7 +312,7 @@ def _located(name_or_path) -> Path:
 
 def read_shape(name_or_path) -> ModelConfig:
     "The configuration of a model, without reading its weights."
-    path = _located(name_or_path)
+    path, _ = with_base(_located(name_or_path))
     return read_config(path / "config.json") if path.is_dir() else _gguf_config(*gguf_fields(path), path)
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #00b9360f
@@ -330,14 +331,17 @@ def check_size(
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #c8787167
 def load_model(
-    path,  # a model folder, a GGUF file, or `smollm2-135m-instruct`
+    path,  # a model folder, a GGUF file, an adapter's folder, or `smollm2-135m-instruct`
     device="cpu",
+    adapters=(),  # folders of adapters to add, besides those that `path` names
 ) -> CausalLM:
-    """The Llama-shaped model in a folder or GGUF file, in FP32, ready to generate.
+    """The Llama-shaped model in a folder or GGUF file, in FP32, adapters added, ready to generate.
     Raises `InputError` where files are missing, damaged or of another architecture."""
-    found = _located(path)
+    found, own = with_base(_located(path))
     config, tensors = read_folder(found) if found.is_dir() else read_gguf(found)
     check_size(config.n_layers, config.n_params, tensors, sum(t.numel() for t in tensors.values()), path)
+    for adapter in (*own, *adapters):
+        add_lora(tensors, read_safetensors(Path(adapter) / ADAPTER_FILES[1]), read_lora(adapter), adapter)
     return CausalLM.from_tensors(config, tensors, path).to(device)
 
 # %% ../../nbs/04_model/11_pretrained.ipynb #3221ed05
@@ -369,7 +373,8 @@ def save_model(model, folder, dtype="fp32"):
 def read_best(folder) -> tuple[int, float] | None:
     "Step and validation loss of the weights in a `best` folder; None where there are none, or none that say so."
     try:
-        with safe_open(Path(folder) / "model.safetensors", "pt") as f:
+        name = ADAPTER_FILES[1] if is_adapter(folder) else "model.safetensors"
+        with safe_open(Path(folder) / name, "pt") as f:
             note = f.metadata() or {}
     except (OSError, SafetensorError):
         return None
@@ -387,6 +392,7 @@ def reply_end(tok) -> int:
 
 def end_ids(folder) -> set[int]:
     "The tokens that end an answer, by the settings of a model folder."
+    folder, _ = with_base(folder)
     for name in ("generation_config.json", "config.json"):
         found = (read_json(Path(folder) / name) or {}).get("eos_token_id") if Path(folder).is_dir() else None
         if found is not None:

@@ -17,7 +17,7 @@ import xxhash
 from fastcore.basics import patch
 from safetensors.torch import save_file
 
-from ..core.config import InputError, require
+from ..core.config import InputError
 from elite112m.core.files import (
     CHECKPOINT_FILES,
     CannotWrite,
@@ -31,7 +31,8 @@ from elite112m.core.files import (
 )
 from ..core.provenance import versions
 from ..data.shards import with_checksum
-from ..model.pretrained import read_safetensors, write_model
+from ..model.pretrained import read_safetensors
+from .adapters import load_trained, trained_file, trained_tensors, write_trained
 from .ranks import spread, whole
 
 # %% ../../nbs/06_training/12_checkpoint.ipynb #1dabf3c2
@@ -48,7 +49,11 @@ def snapshot(model, optimizers, fp8: dict = None) -> dict:
     generators = {"rng": torch.get_rng_state()} | (
         {"rng_cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
     )
-    out = {"model": {n: copy(t) for n, t in model.state_dict().items()}, "optimizer": moments, "generators": generators}
+    out = {
+        "model": {n: copy(t) for n, t in trained_tensors(model).items()},
+        "optimizer": moments,
+        "generators": generators,
+    }
     return out | ({"fp8": {n: copy(t) for n, t in fp8.items()}} if fp8 else {})
 
 # %% ../../nbs/06_training/12_checkpoint.ipynb #4dc2bfd3
@@ -64,13 +69,13 @@ def xxh3_of(path) -> str:
 def write_checkpoint(
     path,  # the folder to make, named step-N
     tensors: dict,  # of `snapshot`
-    config,  # the `ModelConfig`
+    config,  # the `ModelConfig`, or the `LoRA` of an adapter
     state: dict,  # what else the loop must know, JSON-able
 ):
     "Write a checkpoint folder atomically, with checksums."
     with writing(path), atomic(path, CHECKPOINT_FILES) as tmp:
         tmp.mkdir(parents=True)
-        write_model(tensors["model"], config, tmp)
+        write_trained(tensors["model"], config, tmp)
         for name in tensors.keys() - {"model"}:
             save_file(tensors[name], tmp / f"{name}.safetensors")
         files = {f.name: xxh3_of(f) for f in sorted(tmp.iterdir())}
@@ -83,13 +88,7 @@ def write_checkpoint(
 @torch.no_grad()
 def load_checkpoint(path, model, optimizers) -> dict:
     "Put a checkpoint into `model`, `optimizers` and the random number generators; returns its state."
-    saved, mine = read_safetensors(path / "model.safetensors"), model.state_dict()
-    bad = sorted(
-        n for n in saved.keys() | mine.keys() if n not in saved or n not in mine or saved[n].shape != mine[n].shape
-    )
-    require(not bad, f"{path} is of a model of another shape ({', '.join(bad[:2])}): was it made with another preset?")
-    for n, t in mine.items():
-        t.copy_(spread(saved[n], t))
+    load_trained(model, read_safetensors(path / trained_file(model)), path)
     _load_moments(read_safetensors(path / "optimizer.safetensors"), model, optimizers)
     generators = read_safetensors(path / "generators.safetensors")
     torch.set_rng_state(generators["rng"])
@@ -187,9 +186,9 @@ class Saver:
 
     def save_best(
         self, tensors: dict, config, folder, step: int, loss: float
-    ):  # what `write_model` wants, and when they were how good
-        "Begin to write a model folder."
-        self._start(write_model, tensors, config, folder, "fp32", {"step": str(step), "val_loss": repr(loss)})
+    ):  # what `write_trained` wants, and when they were how good
+        "Begin to write the folder of a model or adapter."
+        self._start(write_trained, tensors, config, folder, {"step": str(step), "val_loss": repr(loss)})
 
     def _start(self, *job):
         while len(busy := [j for j in self.jobs if not j.done()]) > 1:

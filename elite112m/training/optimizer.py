@@ -82,14 +82,17 @@ def make_optimizers(
     model,
     cfg,  # `PretrainConfig` or `SFTConfig`
 ) -> list[torch.optim.Optimizer]:
-    "The optimizers of a run over the FP32 master weights: Muon and AdamW, or AdamW alone."
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    "The optimizers of a run over the FP32 master weights that are trained: Muon and AdamW, or AdamW alone."
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in trained if p.ndim == 2 and "embed" not in n]
+    rest = [p for n, p in trained if p.ndim != 2 or "embed" in n]
     adam = lambda groups: torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, cfg.beta2), fused=True)
     decayed, other = (
         {"params": matrices, "weight_decay": cfg.weight_decay},
         {"params": rest, "weight_decay": cfg.weight_decay if cfg.decay_all else 0.0},
     )
+    if getattr(cfg, "adapter", ""):
+        return [adam([decayed])]
     if cfg.optimizer == "muon":
         return [Muon(**decayed, lr=cfg.muon_lr), adam([other])]
     return [adam([decayed, other])]

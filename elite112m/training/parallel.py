@@ -18,6 +18,7 @@ from ..core.config import ModelConfig
 from ..core.presets import flops_per_token
 from ..model.quantised import to_bf16, torch_threads
 from ..model.transformer import CausalLM
+from .adapters import empty_copy
 from .step import count_targets, recompute
 
 # %% ../../nbs/06_training/17_parallel.ipynb #75b5202b
@@ -33,14 +34,18 @@ class ParallelStep:
         again: bool = False,  # whether activations are computed again instead of kept
     ):
         self.precision, self.parts, self.threads = precision, parts, min(threads or parts, parts)
-        self.masters, self.copy = list(model.parameters()), model
+        self.copy = model
         if precision == "bf16":
-            with torch.device("meta"):
-                self.copy = CausalLM(model.config)
-            self.copy = to_bf16(self.copy).to_empty(device="cpu")
+            self.copy = to_bf16(empty_copy(model)).to_empty(device="cpu")
             if again:
                 recompute(self.copy)
-        self.weights = list(self.copy.parameters())  # read by all threads, written by none
+            _copy_weights(self.copy.parameters(), model.parameters())  # with those that are not trained
+        self.masters, self.weights = ([p for p in m.parameters() if p.requires_grad] for m in (model, self.copy))
+
+
+@torch.no_grad()
+def _copy_weights(to, weights):
+    torch._foreach_copy_(list(to), list(weights))
 
 # %% ../../nbs/06_training/17_parallel.ipynb #78482d81
 @patch
@@ -96,8 +101,7 @@ def pieces(self: ParallelStep, micro_batches):
 def refresh(self: ParallelStep):
     "Copy the trained weights to the model that computes."
     if self.weights[0] is not self.masters[0]:
-        with torch.no_grad():
-            torch._foreach_copy_(self.weights, self.masters)
+        _copy_weights(self.weights, self.masters)
 
 
 @patch

@@ -25,9 +25,18 @@ from ..core.signals import note_stopping, signal_handler
 from ..data.batches import Batches, prefetch
 from ..data.tokenizer import load_tokenizer
 from ..fp8.precision import pick_device
-from ..model.pretrained import load_model, read_best, read_safetensors, write_model
+from ..model.pretrained import export_tokenizer, load_model, read_best, read_safetensors, write_model
 from ..model.quantised import torch_threads
 from ..model.transformer import CausalLM
+from elite112m.training.adapters import (
+    adapter_of,
+    load_trained,
+    merge_adapter,
+    trained_config,
+    trained_file,
+    trained_tensors,
+    write_trained,
+)
 from .checkpoint import steps_in
 from .guards import batch_of
 from .plan import announce, checkpoint_bytes, plan_for
@@ -208,15 +217,22 @@ def per_byte(manifest: dict, split: str = "val") -> float:
 
 
 def write_result(t: Trainer, best: bool = False):  # whether the best weights are wanted, rather than the last
-    "The model folder of a finished stage: weights and config, beside the tokenizer."
-    weights = {n: whole(w) for n, w in t.model.state_dict().items()}
-    kept = read_best(t.folder / "best") if best else None
+    "The model folder of a finished stage: weights and config, beside the tokenizer; an adapter also by itself."
+    kept, file = read_best(t.folder / "best") if best else None, trained_file(t.model)
+    weights = {n: whole(w) for n, w in trained_tensors(t.model).items()}
     if kept and kept[1] < t.val[1]:
-        weights = read_safetensors(t.folder / "best/model.safetensors")
+        weights = read_safetensors(t.folder / "best" / file)
         echo(
             f"{t.what}: the weights of step {kept[0]:,} are kept: "
             f"their validation loss is {kept[1]:.3f}, that of the last {t.val[1]:.3f}"
         )
+    if t.ranks.first and adapter_of(t.model):
+        folder = t.folder / "adapter"
+        write_trained(weights, trained_config(t.model), folder)
+        export_tokenizer(t.tok, t.model.config.context, folder)
+        load_trained(t.model, weights, folder)
+        weights = merge_adapter(t.model)
+        echo(f"{t.what}: {folder} is the adapter alone; {t.folder} holds base and adapter, added up")
     if t.ranks.first:
         write_model(weights, t.model.config, t.folder)
 

@@ -21,6 +21,7 @@ from ..data.conversations import chosen, fitted
 from ..data.messages import foreign_template
 from ..data.tokenizer import load_tokenizer
 from ..fp8.precision import pick_device
+from .adapters import add_adapter, lora_of
 from .pretrain import fit, initial_model, write_result
 from .ranks import ALONE
 from .trainer import Trainer, window_of
@@ -99,7 +100,7 @@ def _windows(tok, cfg, split, n, context, **lessons):
 
 # %% ../../nbs/06_training/04_sft.ipynb #5f1b0559
 def _begin(job):
-    "Model, tokenizer and window length to fine-tune with: the run's pretrained model, or the one it is to begin with."
+    "What to fine-tune, the run's pretrained model or the one it is to begin with: place, model, tokenizer, window."
     given = job.preset.sft.init
     source = find_model(given) if given else job.source
     model, tok = initial_model(source), load_tokenizer(source)
@@ -110,12 +111,23 @@ def _begin(job):
             f"sft: begins with {source}: {model.config.n_params:,} parameters, {form}, "
             f"windows of {window:,} tokens (it can take {model.config.context:,})"
         )
-    return model, tok, window
+    return source, model, tok, window
+
+
+def _begin_adapter(model, lora, ranks):
+    "Put an adapter beside the model's weights, and say what is trained. Raises `InputError` for several processes."
+    require(not ranks.together, "an adapter is trained in one process: leave torchrun out")
+    add_adapter(model, lora)
+    n = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    echo(
+        f"sft: LoRA of rank {lora.rank}, alpha {lora.alpha:g}, beside {', '.join(lora.targets)}: {n:,} numbers are "
+        f"trained ({n / model.config.n_params:.1%} of the model's), with AdamW at sft.lr"
+    )
 
 
 def sft(job, device="auto", ranks=ALONE):
     "Stage `sft`: fine-tune a model on conversations."
-    cfg, device, (model, tok, window) = job.preset.sft, pick_device(device), _begin(job)
+    cfg, device, (source, model, tok, window) = job.preset.sft, pick_device(device), _begin(job)
     size = cfg.batch_size * cfg.accumulation
     mine = ranks.share(size, "sft")
     lessons = dict(name=job.preset.name, knowledge=job.preset.data.knowledge)
@@ -123,6 +135,8 @@ def sft(job, device="auto", ranks=ALONE):
     held = _windows(tok, cfg, "val", max(cfg.examples // 25, 10), window, **lessons)
     held_out = [tuple(a[i : i + cfg.batch_size] for a in held) for i in range(0, len(held[0]), cfg.batch_size)]
     torch.manual_seed(cfg.seed)
+    if cfg.adapter:
+        _begin_adapter(model, lora_of(cfg, source), ranks)
     t = Trainer(job, model, tok, device, ranks)
     batch = packed_batches(*train, size, cfg.seed, slice(ranks.rank * mine, (ranks.rank + 1) * mine))
     steps = cfg.steps or max(math.ceil(cfg.epochs * len(train[0]) / size), 1)

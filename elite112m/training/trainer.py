@@ -22,6 +22,7 @@ from ..fp8.linear import NO_FP8
 from ..fp8.precision import pick_precision
 from ..fp8.transformer_engine import make_fp8
 from ..model.meter import give_memory_back
+from .adapters import trained_config, trained_tensors
 from elite112m.training.checkpoint import (
     Saver,
     is_in_use,
@@ -269,7 +270,9 @@ def fits(self: Trainer, batch, size: int) -> bool:
 def _peak_fits(self: Trainer) -> bool:
     "Whether the peak since the last reset leaves the margin, with the moments that the optimizers will make."
     moments = (
-        0 if self.opts[0].state else checkpoint_bytes(self.opts) - 4 * sum(p.numel() for p in self.model.parameters())
+        0
+        if self.opts[0].state
+        else checkpoint_bytes(self.opts) - 4 * sum(p.numel() for p in self.model.parameters() if p.requires_grad)
     )
     return (torch.cuda.max_memory_allocated(self.device) + moments) * (1 + SPARE) <= self.room()
 
@@ -342,9 +345,9 @@ def evaluate(self: Trainer, held_out):
         self.metrics.log(self.step, val_loss=loss, **more)
     if loss < self.best:
         self.best = loss
-        weights = {n: whole(t.detach()).to("cpu", copy=True) for n, t in self.model.state_dict().items()}
+        weights = {n: whole(t.detach()).to("cpu", copy=True) for n, t in trained_tensors(self.model).items()}
         if self.ranks.first:
-            self.saver.save_best(weights, self.model.config, self.folder / "best", self.step, loss)
+            self.saver.save_best(weights, trained_config(self.model), self.folder / "best", self.step, loss)
     self.val, self.ending = [self.step, loss], time.perf_counter() - start
 
 
@@ -376,7 +379,7 @@ def save(self: Trainer):
     if self.ranks.first or self.shard:
         tensors = snapshot(self.model, self.opts, self.fp8.tensors())
     if self.ranks.first:
-        self.saver.save(self.step, tensors, self.model.config, s, drop=calm)
+        self.saver.save(self.step, tensors, trained_config(self.model), s, drop=calm)
     self.saved_at = self.step
     if calm:
         self.retries = 0

@@ -58,7 +58,8 @@ def model_options(command):
             required=True,
             metavar="DIR",
             shell_complete=completion(run_folders),
-            help="Run folder, any folder with weights and tokenizer, a GGUF file, or smollm2-135m-instruct.",
+            help="Run folder, any folder with weights and tokenizer, an adapter's folder, a GGUF file, or "
+            "smollm2-135m-instruct.",
         ),
         *map(_answer_option, ANSWER_SETTINGS.values()),
         click.option(
@@ -78,12 +79,19 @@ def model_options(command):
 @model_options
 @click.option("--input", "text", type=Utf8Text(), help="Ask this, print the answer, and end.")
 @click.option("--system", type=Utf8Text(), help="A system message before the conversation.")
-def chat_command(model, text, system, device, format, **settings):
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="DIR",
+    help="Add this adapter (its folder, or the run that trained it) to the model. Repeatable: /adapter NAME switches.",
+)
+def chat_command(model, text, system, adapters, device, format, **settings):
     "Talk to a model."
     from elite112m.chat.conversation import Chat
     from elite112m.chat.terminal import talk, underlined
 
-    bot = Chat.open(model, device, format, system=system, **settings)
+    bot = Chat.open(model, device, format, adapters, system=system, **settings)
     if text is not None:
         answer = bot.say(text)
         click.echo(underlined(answer.text, answer.computed))

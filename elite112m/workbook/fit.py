@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..core.config import Preset, did_you_mean, require
 from elite112m.core.presets import (
     SPARE,
+    adapter_memory_parts,
     flops_per_token,
     largest_micro_batch,
     memory_parts,
@@ -151,6 +152,8 @@ def fit_plan(
     plan["parts_gb"] = {k: v / 1e9 for k, v in parts.items()}
     plan |= {"margin_gb": (needed - sum(parts.values())) / 1e9, "needed_gb": needed / 1e9}
     plan |= _how_long(p, speed and speed * gpus, card, precision)
+    adapter = sum(adapter_memory_parts(p, "bf16" if precision == "fp8" else precision).values())
+    plan["adapter_gb"] = (adapter * (1 + SPARE) + SET_ASIDE) / 1e9
     plan["disk_gb"] = {k: v / 1e9 for k, v in disk_bytes(p).items()}
     plan["advice"] = None if cut else what_would_fit(p, memory, precision, gpus)
     return plan
@@ -177,6 +180,7 @@ def plan_text(plan: dict) -> str:
     lines = [f"{what}: {answer} on {cards}, {plan['precision']}", _cut_text(plan)]
     parts = [f"{name} {gb:.2f}" for name, gb in plan["parts_gb"].items() if gb > 0.005]
     lines.append(f"memory: {plan['needed_gb']:.2f} GB: {', '.join(parts)}, margin {plan['margin_gb']:.2f}")
+    lines.append(f"lora:   {plan['adapter_gb']:.2f} GB to fine-tune with an adapter (--adapter lora), margin counted")
     lines += [_time_text(plan), f"disk:   {', '.join(f'{name} {gb:.2f} GB' for name, gb in plan['disk_gb'].items())}"]
     return "\n".join([*lines, _next_text(plan)])
 

@@ -296,6 +296,10 @@ def _check_inputs(p, todo):
         check_sources(p.data.sources)
     if "sft" in busy:
         check_conversations(p.sft.sources)
+        if p.sft.adapter:
+            from elite112m.training.adapters import require_peft
+
+            require_peft()
     if "prefer" in busy:
         from elite112m.training.preferences import check_pairs
 
