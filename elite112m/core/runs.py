@@ -18,6 +18,13 @@ import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastcore.basics import patch
+from filelock import FileLock, Timeout
+
+from .config import InputError, Preset, require
+from .files import echo, files_below, foreign_file, is_ours, lies_in, read_json, remove_ours, write_json
+from .presets import TINY, from_dict, override, preset, to_dict
+from .provenance import machine, versions
 from elite112m.core.stages import (
     MAIN_STAGES,
     STAGES,
@@ -28,13 +35,6 @@ from elite112m.core.stages import (
     reads,
     settings_of,
 )
-from fastcore.basics import patch
-from filelock import FileLock, Timeout
-
-from .config import InputError, Preset, require
-from .files import echo, files_below, foreign_file, is_ours, lies_in, read_json, remove_ours, write_json
-from .presets import TINY, from_dict, override, preset, to_dict
-from .provenance import machine, versions
 
 # %% ../../nbs/01_core/14_runs.ipynb #211d0e92
 def _is_run_record(info) -> bool:
