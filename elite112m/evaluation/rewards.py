@@ -228,14 +228,17 @@ def reinforce(job, device="auto", reward=None):
     objective.rollouts = rollouts = Rollouts(chat, cfg, objective, reward, first, precision)
     held = held_out_exercises(rollouts.categories, cfg.held_out)
     _check_rewards(rollouts)
+    most, before = 1 + cfg.end_reward, objective.validation_loss(model.eval(), held, device, precision)
     names = ", ".join(rollouts.categories)
     echo(f"reinforce: begins with {source}; {cfg.prompts} exercises a step, {cfg.samples} replies each, of {names}")
+    echo(f"reinforce: held-out exercises get a reward of {most - before:.3f} of {most:g} before")
     torch.manual_seed(cfg.seed)
     t = Trainer(job, model, tok, device, ALONE, objective=objective)
     tokens = cfg.prompts * cfg.samples * cfg.max_new_tokens  # at most
     loss = fit(t, rollouts, held, cfg.steps, tokens, tokens * cfg.steps)
     write_result(t, cfg.keep_best)
-    echo(f"reinforce: held-out exercises get a reward of {1 + cfg.end_reward - loss:.3f} of {1 + cfg.end_reward:g}")
+    after = f"{most - loss:.3f} of {most:g} at the end, {most - before:.3f} before"
+    echo(f"reinforce: held-out exercises get a reward of {after}")
 
 # %% ../../nbs/08_evaluation/22_rewards.ipynb #17d46d0e
 def own_pairs(

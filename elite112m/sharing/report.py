@@ -78,9 +78,46 @@ def _last(metrics, name):
     return [r[name] for r in metrics if name in r][-1]
 
 # %% ../../nbs/09_sharing/01_report.ipynb #a59cb1e0
+_FURTHER = {  # what a stage beside the main line is about: its figure, and what that is
+    "distill": ("teacher_kl", "divergence from the teacher, nats a token"),
+    "prefer": ("margin", "reward of the better reply above the worse one's"),
+    "reinforce": ("reward", "reward of a reply"),
+}
+
+
+def _further(run) -> list[dict]:
+    "The finished stages beside the main line, with a picture of each."
+    import matplotlib.pyplot as plt
+
+    found = []
+    for name, (figure, label) in _FURTHER.items():
+        if run.status(name) != "done":
+            continue
+        rows = read_metrics(run.folder(name) / "metrics.jsonl")
+        fig, axes = plt.subplots(1, 2, figsize=(9, 2.4), layout="constrained")
+        for ax, key, what in zip(axes, ("val_loss", figure), ("validation loss", label)):
+            ax.plot([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r])
+            ax.set(xlabel="step", ylabel=what)
+            ax.grid(alpha=0.25)
+        summary = f"{max(r['step'] for r in rows):,} steps; the lowest validation loss is "
+        summary += f"{min(r['val_loss'] for r in rows if 'val_loss' in r):.3f}."
+        found.append({"name": name, "picture": svg(fig), "summary": summary, "folder": run.folder(name)})
+    return found
+
+# %% ../../nbs/09_sharing/01_report.ipynb #1a723a00
+def _short_figures(run: Run) -> dict:
+    "What the page shows of a run without a finished main line."
+    records = {name: run.record(name) for name in STAGES if run.status(name) == "done"}
+    settings = [f"{k}={v}" for name in records for k, v in settings_of(run.preset, name).items()]
+    shown = {"run": run.path.name, "info": run.info, "preset": run.preset, "records": records}
+    return shown | {"settings": "\n".join(settings), "results": None, "exports": None}
+
+
 def report_figures(run: Run) -> dict:
     "All that the page shows, read from the run's records."
     stages = stages_of(run.preset)
+    if any(run.status(s) != "done" for s in stages):
+        return _short_figures(run)
     records = {s: run.record(s) for s in stages}
     trained = "pretrain" if "pretrain" in stages else "sft"
     metrics = read_metrics(run.folder(trained) / "metrics.jsonl")
@@ -114,7 +151,8 @@ def write_report(run: Run) -> Path:
     "Write `report.html` of a finished run and return its path. Raises `InputError` where a stage is missing."
     for s in stages_of(run.preset):
         missing = f"{s} of {run.path} is {run.status(s)}: elite112m {s} --run {run.path}"
-        require(run.status(s) == "done", f"the report needs all stages of the run; {missing}")
+        ready = run.status(s) == "done" or any(run.status(name) == "done" for name in _FURTHER)
+        require(ready, f"the report needs all stages of the run; {missing}")
     template = resources.files("elite112m").joinpath("assets/report.html").read_text(encoding="utf-8")
     shown = report_figures(run)
     template = Environment(autoescape=True).from_string(template)
