@@ -25,10 +25,9 @@ from ..data.tokenizer import load_tokenizer
 from .checks import check
 from ..fp8.precision import autocast, pick_device, pick_precision
 from ..training.preferences import reply_logprobs
-from ..training.pretrain import fit, initial_model, write_result
+from ..training.pretrain import initial_model
 from ..training.ranks import ALONE
 from ..training.step import NextToken
-from ..training.trainer import Trainer
 
 # %% ../../nbs/08_evaluation/22_rewards.ipynb #ca02d090
 def advantages(
@@ -231,12 +230,6 @@ def reinforce(job, device="auto", reward=None):
     most, before = 1 + cfg.end_reward, objective.validation_loss(model.eval(), held, device, precision)
     names = ", ".join(rollouts.categories)
     echo(f"reinforce: begins with {source}; {cfg.prompts} exercises a step, {cfg.samples} replies each, of {names}")
-    echo(f"reinforce: held-out exercises get a reward of {most - before:.3f} of {most:g} before")
-    torch.manual_seed(cfg.seed)
-    t = Trainer(job, model, tok, device, ALONE, objective=objective)
-    tokens = cfg.prompts * cfg.samples * cfg.max_new_tokens  # at most
-    loss = fit(t, rollouts, held, cfg.steps, tokens, tokens * cfg.steps)
-    write_result(t, cfg.keep_best)
     after = f"{most - loss:.3f} of {most:g} at the end, {most - before:.3f} before"
     echo(f"reinforce: held-out exercises get a reward of {after}")
 

@@ -16,7 +16,7 @@ from jinja2 import Environment
 from ..core.config import require
 from ..core.files import atomic, read_json
 from ..core.runs import Run
-from ..core.stages import settings_of, stages_of
+from ..core.stages import STAGES, settings_of, stages_of
 from ..curriculum.lessons import WORDINGS
 from ..evaluation.suite import FORM_ONLY, NOTES, PUBLISHED, draw_rows
 from ..model.pretrained import read_config
@@ -156,7 +156,9 @@ def write_report(run: Run) -> Path:
     template = resources.files("elite112m").joinpath("assets/report.html").read_text(encoding="utf-8")
     shown = report_figures(run)
     template = Environment(autoescape=True).from_string(template)
-    page = template.render(curves=curves(run), bars=bars(shown["results"]), **shown)
+    if shown["results"]:
+        shown |= {"curves": curves(run), "bars": bars(shown["results"])}
+    page = template.render(more=_further(run), **shown)
     with atomic(run.path / "report.html") as tmp:
         tmp.write_text(page, encoding="utf-8")
     return run.path / "report.html"

@@ -24,7 +24,7 @@ from ..core.config import InputError, require
 from ..core.files import CANNOT_WRITE, silent, text_table
 from ..core.presets import PRESETS, preset, presets_table, step_tokens
 from ..core.runs import Run, resolve
-from ..core.stages import STAGES, TRAINING_STAGES, stages_of
+from ..core.stages import MAIN_STAGES, STAGES, TRAINING_STAGES, stages_of
 from ..sharing.targets import exports_table
 from .bench_run import bench_run_command
 from .cli_export import export_options, verify_command, web_command
@@ -207,7 +207,9 @@ def _do_stages(path, name, settings, stages, force, device, extend=False, init=N
     if with_data and run.status("prepare") != "done":
         stages = ["prepare", *stages]
     run = run_stages(path, name, settings, stages, force, device, extend)
-    if all(run.status(stage) == "done" for stage in stages_of(run.preset)) and not silent():
+    whole = all(run.status(stage) == "done" for stage in stages_of(run.preset))
+    further = stages[-1] not in MAIN_STAGES and run.status(stages[-1]) == "done"
+    if (whole or further) and not silent():
         report = write_report(run)
         click.echo(f"report: {report}\nchat:   elite112m chat --model {os.path.relpath(run.path)}", err=True)
 

@@ -107,6 +107,8 @@ def test_the_command(base, pairs, tmp_path):
     ended = here(*words, "--set", "prefer.steps=3", "--device", "cpu")
     assert ended.returncode == 0 and "held out" in ended.stderr, ended.stderr
     assert "prefer" in here("elite112m", "status", "--run", out).stdout
+    page = (out / "report.html").read_text()
+    assert "reward of the better reply" in page and "<h2>Evaluation</h2>" not in page
     assert "skipped" in here(*words, "--set", "prefer.steps=3", "--device", "cpu").stderr
     ended = here("elite112m", "chat", "--model", out, "--input", "hi", "--device", "cpu")
     assert ended.returncode == 0, ended.stderr
