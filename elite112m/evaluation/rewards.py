@@ -230,6 +230,12 @@ def reinforce(job, device="auto", reward=None):
     most, before = 1 + cfg.end_reward, objective.validation_loss(model.eval(), held, device, precision)
     names = ", ".join(rollouts.categories)
     echo(f"reinforce: begins with {source}; {cfg.prompts} exercises a step, {cfg.samples} replies each, of {names}")
+    echo(f"reinforce: held-out exercises get a reward of {most - before:.3f} of {most:g} before")
+    torch.manual_seed(cfg.seed)
+    t = Trainer(job, model, tok, device, ALONE, objective=objective)
+    tokens = cfg.prompts * cfg.samples * cfg.max_new_tokens  # at most
+    loss = fit(t, rollouts, held, cfg.steps, tokens, tokens * cfg.steps)
+    write_result(t, cfg.keep_best)
     after = f"{most - loss:.3f} of {most:g} at the end, {most - before:.3f} before"
     echo(f"reinforce: held-out exercises get a reward of {after}")
 
