@@ -25,9 +25,10 @@ from ..data.tokenizer import load_tokenizer
 from .checks import check
 from ..fp8.precision import autocast, pick_device, pick_precision
 from ..training.preferences import reply_logprobs
-from ..training.pretrain import initial_model
+from ..training.pretrain import fit, initial_model, write_result
 from ..training.ranks import ALONE
 from ..training.step import NextToken
+from ..training.trainer import Trainer
 
 # %% ../../nbs/08_evaluation/22_rewards.ipynb #ca02d090
 def advantages(
