@@ -23,7 +23,7 @@ SMALLER = {
     "evaluate.items": 1,
     "evaluate.max_new_tokens": 1,
 }
-FOLDERS = [stage.folder for stage in STAGES.values()]
+FOLDERS = [STAGES[name].folder for name in MAIN_STAGES]
 TEXT = "The tide came in before noon. Nobody had moved the boats, so they floated away.\n" * 40
 PAIRS = '{"instruction": "Say yes.", "output": "yes"}\n' * 40
 # Names that we never write; in a folder that we have made they are somebody's own.
