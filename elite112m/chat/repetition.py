@@ -14,8 +14,10 @@ def cycle_at_end(
     ids,  # of a reply, or its beginning
 ) -> tuple[int, int]:  # the period; the number of tokens. (0, 0) where nothing is repeated
     "The longest end of a reply that consists of the same tokens again and again, at least twice."
-    ids, best = list(ids), (0, 0)
+    best = 0, 0
     for period in range(1, min(LONGEST_PERIOD, len(ids) // 2) + 1):
+        if ids[-1] != ids[-1 - period]:
+            continue
         found_already = best[0] and period % best[0] == 0 and 2 * period <= best[1]
         if found_already or ids[-period:] != ids[-2 * period : -period]:
             continue

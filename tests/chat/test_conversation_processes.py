@@ -25,7 +25,7 @@ def test_terminal_stops_a_reply_and_not_the_program(toy, tmp_path):
     )
     child = pexpect.spawn(
         str(BIN / "elite112m"),
-        ["chat", "--model", str(toy(8192)), "--max-new-tokens", "8000"],
+        ["chat", "--model", str(toy(8192)), "--max-new-tokens", "8000", "--no-stop-repetition"],  # so that it goes on
         timeout=60,
         encoding="utf-8",
         env=ENV | {"XDG_STATE_HOME": str(tmp_path), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
