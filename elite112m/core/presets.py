@@ -336,7 +336,8 @@ def adapter_numbers(m: ModelConfig, rank: int, targets=LORA_TARGETS) -> int:
     "Numbers that a LoRA adapter trains."
     d, d_kv, f = m.d_model, m.n_kv_heads * m.head_dim, m.d_ff
     sides = dict(zip(LORA_TARGETS, (d + d, d + d_kv, d + d_kv, d + d, d + f, d + f, f + d)))
-    return m.n_layers * rank * sum(sides[target] for target in targets)
+    copies = lambda target: (m.n_experts + m.shared_expert or 1) if target in LORA_TARGETS[4:] else 1  # of each expert
+    return m.n_layers * rank * sum(sides[target] * copies(target) for target in targets)
 
 
 def adapter_memory_parts(p: Preset, precision: str = "fp32") -> dict:  # {part: bytes}, as `memory_parts`

@@ -230,3 +230,15 @@ def test_without_peft_the_extra_is_named(base, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else find(name, *rest))
     refused(made(tmp_path / "r", base), "pip install 'elite112m[adapters]'")
+
+
+def test_the_estimate_counts_the_adapters_of_experts():
+    from elite112m.core.config import SFTConfig
+    from elite112m.core.presets import TINY, adapter_numbers, preset
+    from elite112m.model.transformer import CausalLM
+    from elite112m.training.adapters import add_adapter, lora_of
+
+    for experts in ({}, {"model.n_experts": 4}, {"model.n_experts": 4, "model.shared_expert": True}):
+        shape = preset("nano", TINY | experts).model
+        model = add_adapter(CausalLM(shape), lora_of(SFTConfig(rank=4)))
+        assert adapter_numbers(shape, 4) == sum(p.numel() for p in model.parameters() if p.requires_grad)
