@@ -57,7 +57,8 @@ def compiled_code(patch):
     from elite112m.workbook import selftest_checks
 
     def compile(model, wanted):
-        model.model.register_forward_hook(lambda module, args, out: out * 1.05)
+        scaled = lambda out: (out[0] * 1.05, *out[1:]) if isinstance(out, tuple) else out * 1.05
+        model.model.register_forward_hook(lambda module, args, out: scaled(out))
 
     patch.setattr(selftest_checks, "compiler", lambda device: "g++")
     patch.setattr(selftest_checks, "maybe_compile", compile)
