@@ -28,7 +28,7 @@ from ..core.files import COMMAND, atomic, text_table
 from ..core.presets import preset
 from ..core.runs import Run, run_stage
 from ..core.signals import end_with_parent, signal_handler
-from ..core.stages import MAIN_STAGES, STAGES, stages_of
+from ..core.stages import STAGES, stages_of
 from elite112m.workbook.cli_tools import (
     absolute_settings,
     check_output_folder,
