@@ -2926,6 +2926,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'elite112m/training/preferences.py'),
                                                 'elite112m.training.preferences.Preference.loss': ( '06_training/preferences.html#preference.loss',
                                                                                                     'elite112m/training/preferences.py'),
+                                                'elite112m.training.preferences._batch': ( '06_training/preferences.html#_batch',
+                                                                                           'elite112m/training/preferences.py'),
                                                 'elite112m.training.preferences._begin_pairs': ( '06_training/preferences.html#_begin_pairs',
                                                                                                  'elite112m/training/preferences.py'),
                                                 'elite112m.training.preferences._digest': ( '06_training/preferences.html#_digest',

@@ -135,3 +135,18 @@ def pytest_collectreport(report):
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput"):
         print(f"{_counts['passed']} passed, {_counts['failed']} failed")
+
+
+@pytest.fixture(scope="session")
+def tiny_sft_run(tmp_path_factory):
+    "A fine-tuned run of the smallest size, to begin with; nothing writes into it."
+    from elite112m.core.presets import TINY
+    from elite112m.core.runs import run_stage
+    from elite112m.data.prepare import prepare
+    from elite112m.training.pretrain import pretrain
+    from elite112m.training.sft import sft
+
+    run = tmp_path_factory.mktemp("tiny") / "run"
+    for do in (prepare, pretrain, sft):
+        run_stage(do, run, "nano", TINY)
+    return run

@@ -257,7 +257,7 @@ class ReinforceConfig(TrainConfig):
     keep_best: bool = True  # the result is the weights with the most held-out reward, rather than the last
     batch_size: int = 64  # replies a micro-batch
     optimizer: str = "adamw"  # small steps from a finished model
-    lr: float = 1e-4  # far lower than in fine-tuning: twice as much made nano's greedy replies worse
+    lr: float = 1e-4  # far lower than in fine-tuning: ten times as much made nano's greedy replies worse
     weight_decay: float = 0.0  # no weight decay
     decay_fraction: float = 0.5  # a step teaches as much at the end as at the beginning
 

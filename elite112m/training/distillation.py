@@ -106,12 +106,12 @@ def windows_of(data: Batches, steps: int) -> np.ndarray:
     return np.unique(np.concatenate([data.numbers(s) for s in range(steps)]))
 
 
-def _teacher_file(path, key):
+def _teacher_file(path, key, wanted):
     "What is kept of the teacher: window numbers, ids, log-probabilities; None where it is of something else."
     try:
         with safe_open(path, "pt") as f:
-            if (f.metadata() or {}).get("key") == key:
-                return tuple(f.get_tensor(name) for name in ("windows", "ids", "logprobs"))
+            same = (f.metadata() or {}).get("key") == key and np.isin(wanted, f.get_tensor("windows").numpy()).all()
+            return tuple(f.get_tensor(name) for name in ("windows", "ids", "logprobs")) if same else None
     except (OSError, SafetensorError):
         return None
 
@@ -119,10 +119,9 @@ def _teacher_file(path, key):
 @torch.inference_mode()
 def ask_teacher(teacher, data: Batches, steps: int, k: int, path, key: str, device):
     "The teacher's file for these windows: read, or made. Raises `InputError` where the disk has no room for it."
-    kept = _teacher_file(path, key)
-    if kept:
-        return kept
     wanted = windows_of(data, steps)
+    if kept := _teacher_file(path, key, wanted):
+        return kept
     size, free = cache_bytes(len(wanted), data.context, k), shutil.disk_usage(path.parent).free
     room = f"{size / 1e6:,.0f} MB for {k} tokens at each of {len(wanted) * data.context:,} positions"
     require(size < free, f"what the teacher says takes {room}, and {free / 1e6:,.0f} MB are free: fewer distill.steps")
@@ -182,8 +181,7 @@ def _distill_tokens(job, device, tok, place):
     teacher = load_model(place)
     k, why = min(cfg.top_k, teacher.config.vocab_size), f"distill: the teacher reads {teacher.config.context} tokens"
     require(window <= teacher.config.context, f"{why} at most; choose a shorter model.context than {window}")
-    text = job.run.record("prepare")["build"]
-    key = f"{model_fingerprint(str(place))} {text} {window} {k} {cfg.seed} {size} {cfg.steps}"
+    key = f"{model_fingerprint(str(place))} {job.run.record('prepare')['build']} {window} {k}"
     said = ask_teacher(teacher, data, cfg.steps, k, job.folder / "teacher.safetensors", key, device)
     del teacher
     torch.manual_seed(cfg.seed)

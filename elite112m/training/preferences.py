@@ -192,6 +192,11 @@ def _stacked(arrays, which, filler):
     return out
 
 # %% ../../nbs/06_training/19_preferences.ipynb #2ae8634b
+def _batch(rows) -> tuple:  # of inputs, targets, first log-probabilities of a pair
+    "The rows as one batch."
+    return tuple(_stacked(rows, which, filler) for which, filler in ((0, 0), (1, -100), (2, 0)))
+
+
 def pair_batches(arrays, first, size: int, seed: int):
     "step -> inputs, targets, first log-probabilities of `size` pairs; every pair once an epoch, shuffled anew."
     rows = [(x, y, f) for (x, y), f in zip(arrays, first)]
@@ -200,7 +205,7 @@ def pair_batches(arrays, first, size: int, seed: int):
     def batch(step):
         numbers = range(step * size, (step + 1) * size)
         some = [rows[order(i // len(rows))[i % len(rows)]] for i in numbers]
-        return tuple(_stacked(some, which, filler) for which, filler in ((0, 0), (1, -100), (2, 0)))
+        return _batch(some)
 
     return batch
 
@@ -229,13 +234,8 @@ def prefer(job, device="auto"):
     t = Trainer(job, model, tok, device, ALONE, objective=Preference(cfg.beta, cfg.length_normalised))
     size = cfg.batch_size * cfg.accumulation
     batch = pair_batches(train, first[: len(train)], size, cfg.seed)
-    in_order = list(zip(*zip(*held), first[len(train) :]))
-    held_batches = [
-        tuple(
-            _stacked(in_order[i : i + cfg.batch_size], which, filler) for which, filler in ((0, 0), (1, -100), (2, 0))
-        )
-        for i in range(0, len(in_order), cfg.batch_size)
-    ]
+    in_order = [(x, y, said) for (x, y), said in zip(held, first[len(train) :])]
+    held_batches = [_batch(in_order[i : i + cfg.batch_size]) for i in range(0, len(in_order), cfg.batch_size)]
     steps = cfg.steps or max(round(cfg.epochs * len(train) / size), 1)
     tokens = sum(x.size for x, _ in train)
     loss = fit(t, batch, held_batches, steps, max(size * tokens // len(train), 1), tokens)

@@ -20,17 +20,8 @@ run_stage(prefer, sys.argv[1])"""
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    "A tiny fine-tuned run."
-    from elite112m.core.runs import run_stage
-    from elite112m.data.prepare import prepare
-    from elite112m.training.pretrain import pretrain
-    from elite112m.training.sft import sft
-
-    run = tmp_path_factory.mktemp("base") / "run"
-    for do in (prepare, pretrain, sft):
-        run_stage(do, run, "nano", TINY)
-    return run
+def base(tiny_sft_run):
+    return tiny_sft_run
 
 
 @pytest.fixture(scope="module")
