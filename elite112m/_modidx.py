@@ -2903,6 +2903,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'elite112m/training/plan.py'),
                                          'elite112m.training.plan.announce': ( '06_training/plan.html#announce',
                                                                                'elite112m/training/plan.py'),
+                                         'elite112m.training.plan.bytes_below': ( '06_training/plan.html#bytes_below',
+                                                                                  'elite112m/training/plan.py'),
                                          'elite112m.training.plan.check_room': ( '06_training/plan.html#check_room',
                                                                                  'elite112m/training/plan.py'),
                                          'elite112m.training.plan.checkpoint_bytes': ( '06_training/plan.html#checkpoint_bytes',
