@@ -109,7 +109,7 @@ def _write_onnx(chat, folder, formats):
     with TemporaryDirectory(prefix="elite112m-hf-") as hf:
         export_hf(chat.model, chat.tok, hf)
         for format, name in zip(formats, names):
-            write_onnx(hf, chat.model.config, format, folder / name)
+            write_onnx(chat.model, hf, format, folder / name)
         for name in (name for name in HF_FILES if name != "model.safetensors"):
             shutil.copy(Path(hf, name), folder / name)
     files = [f"- `{name}`: the model as an ONNX graph, {f}" for name, f in zip(names, formats)]

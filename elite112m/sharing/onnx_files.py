@@ -13,15 +13,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ..core.config import ModelConfig, require, require_llama
+from ..core.config import require, require_llama
 from ..core.files import atomic, writing
+from ..model.quantised import packed_codes
+from ..model.transformer import CausalLM
+from .gptq import four_bit_mlp
 
 # %% ../../nbs/09_sharing/13_onnx_files.ipynb #ox000006
 ONNX_FORMATS = {
     "fp32": ("fp32", "cpu"),
     "fp16": ("fp16", "webgpu"),
     "int8": ("int8", "cpu", "algo_config=k_quant"),
-    "int4": ("int4", "cpu", "algo_config=k_quant", "matmul_mixed_precision=last_matmul:int8,mixed_layers:int8"),
+    "int4": ("int8", "cpu", "algo_config=k_quant"),  # and then `_four_bits`
 }  # format: precision, execution provider, and further options of the builder
 
 
@@ -103,32 +106,49 @@ def _drop_unused(graph):
     del graph.initializer[:]
     graph.initializer.extend(kept)
 
+# %% ../../nbs/09_sharing/13_onnx_files.ipynb #ox000019
+def _four_bits(graph, model):
+    "Replace products in 8 bits by those of `four_bit_mlp`."
+    from onnx import numpy_helper
+
+    nodes = {n.name: n for n in graph.node}
+    weights = {t.name: t for t in graph.initializer}
+    for (i, name), quantised in four_bit_mlp(model).items():
+        node = nodes[f"/model/layers.{i}/mlp/{name}/MatMul_Q8"]
+        for old, new in zip(node.input[1:4], packed_codes(*quantised, 4)):
+            shape = new.shape if new.ndim == 3 else (len(quantised[1]), -1)
+            weights[old].CopyFrom(numpy_helper.from_array(new.reshape(shape).contiguous().numpy(), old))
+        next(a for a in node.attribute if a.name == "bits").i = 4
+
 # %% ../../nbs/09_sharing/13_onnx_files.ipynb #ox000010
 MOST_BYTES = 2**31 - 2**20  # of one file: a limit of protocol buffers
 
 
 def write_onnx(
-    hf,  # a folder that `transformers` opens
-    m: ModelConfig,  # its shape
+    model: CausalLM,
+    hf,  # a folder with it that `transformers` opens
     format: str,  # one of `ONNX_FORMATS`
     path,
 ):
     "Write one ONNX file, atomically: token ids, mask and cache in; logits at every position and cache out."
+    m = model.config
     require_llama(m, "ONNX, as written here,", "export with --to hf")
     require(format in ONNX_FORMATS, f"unknown ONNX format {format!r}; there are {', '.join(ONNX_FORMATS)}")
     large = 4 * m.n_params > MOST_BYTES and format == "fp32"
-    odd = format == "int4" and (m.d_model % 64 or m.d_ff % 64)
-    require(not odd, f"int4 for ONNX wants widths in multiples of 64, not {m.d_model} and {m.d_ff}: take int8")
+    odd = format == "int4" and (m.d_model % 32 or m.d_ff % 32)
+    require(not odd, f"int4 for ONNX wants widths in multiples of 32, not {m.d_model} and {m.d_ff}: take int8")
     require(not large, f"{m.n_params:,} parameters in fp32 do not fit into one ONNX file: take fp16, int8 or int4")
     with TemporaryDirectory(prefix="elite112m-onnx-") as folder:
         build_onnx(hf, format, folder)
         import onnx
 
-        model = onnx.load(Path(folder) / "model.onnx")
-    for value in (*model.graph.input, *model.graph.output):
+        made = onnx.load(Path(folder) / "model.onnx")
+    for value in (*made.graph.input, *made.graph.output):
         if value.name.endswith((".key", ".value")):
             value.type.tensor_type.shape.dim[3].dim_value = m.head_dim
-    _share_embedding(model.graph)
+    _share_embedding(made.graph)
+    if format == "int4":
+        _four_bits(made.graph, model)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with writing(Path(path).parent), atomic(path) as tmp:
-        tmp.write_bytes(model.SerializeToString())
+        tmp.write_bytes(made.SerializeToString())
