@@ -2541,6 +2541,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'elite112m.sharing.gguf.gguf_type': ('09_sharing/gguf.html#gguf_type', 'elite112m/sharing/gguf.py'),
                                         'elite112m.sharing.gguf.gguf_vocabulary': ( '09_sharing/gguf.html#gguf_vocabulary',
                                                                                     'elite112m/sharing/gguf.py'),
+                                        'elite112m.sharing.gguf.gguf_widths_fit': ( '09_sharing/gguf.html#gguf_widths_fit',
+                                                                                    'elite112m/sharing/gguf.py'),
                                         'elite112m.sharing.gguf.import_llama_cpp': ( '09_sharing/gguf.html#import_llama_cpp',
                                                                                      'elite112m/sharing/gguf.py'),
                                         'elite112m.sharing.gguf.k_quantised': ( '09_sharing/gguf.html#k_quantised',

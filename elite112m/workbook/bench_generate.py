@@ -28,7 +28,7 @@ from ..model.meter import rss
 from ..model.quantised import FORMATS, as_format
 from ..model.third_party import ThirdPartyLM, open_model, open_tokenizer
 from ..model.transformer import CausalLM
-from ..sharing.gguf import import_llama_cpp, llama_cpp_answer, llama_cpp_server, write_gguf
+from ..sharing.gguf import gguf_widths_fit, import_llama_cpp, llama_cpp_answer, llama_cpp_server, write_gguf
 from elite112m.workbook.bench import (
     beside_rates,
     busy_processes,
@@ -130,15 +130,16 @@ def measure_generation(
     return found | {"gb": (rss("VmRSS") - before) / 1e9, "peak_gb": rss() / 1e9}
 
 # %% ../../nbs/10_workbook/21_bench_generate.ipynb #e91c64d0
-LLAMA_CPP = {"llama_cpp_f16": "f16", "llama_cpp_q8_0": "q8_0", "llama_cpp_q4_0": "q4_0"}  # variant: kind of file
+LLAMA_CPP = {f"llama_cpp_{kind}": kind for kind in ("f16", "q8_0", "q4_k_m", "q4_0")}  # variant: kind of file
 
 
 def write_for_llama_cpp(job: dict, folder: str) -> int:
-    "Write a GGUF file of every kind in `LLAMA_CPP`; returns the size of the vocabulary. Raises `InputError`."
+    "Write a GGUF file of every kind that the widths allow; returns the size of the vocabulary. Raises `InputError`."
     model = weights_of(job)
     require(isinstance(model, CausalLM), "the model is not Llama-shaped")
     for kind in LLAMA_CPP.values():
-        write_gguf(model, None, Path(folder) / f"{kind}.gguf", kind)
+        if gguf_widths_fit(model.config, kind):
+            write_gguf(model, None, Path(folder) / f"{kind}.gguf", kind)
     return model.config.vocab_size
 
 
@@ -264,7 +265,8 @@ def _measured_turns(job, formats, rounds, llama_cpp, tell):
                 return in_own_process(who, f"{_HERE}:measure_llama_cpp", path=path, vocabulary=vocabulary, job=job)
             return in_own_process(who, f"{_HERE}:measure_generation", who=who, job=job)
 
-        return take_turns(("transformers", *formats, *(LLAMA_CPP if vocabulary else ())), rounds, run, tell)
+        written = [who for who, kind in LLAMA_CPP.items() if Path(folder, f"{kind}.gguf").exists()]
+        return take_turns(("transformers", *formats, *written), rounds, run, tell)
 
 
 def bench_generate(
