@@ -167,7 +167,8 @@ BUILT_IN_SOURCES = ("stdlib", "curriculum", "mixture")
 def outside_inputs(p: Preset, stage: str) -> tuple[list[str], list[str]]:
     "The sources that `stage` reads from outside the run, and the models: the one it begins with, and its teacher."
     section = getattr(p, STAGES[stage].inputs or "", None)
-    models = [getattr(section, field, "") for field in ("init", "teacher")]
+    fields = ("init", "teacher") if getattr(section, "asks_teacher", False) else ("init",)
+    models = [getattr(section, field, "") for field in fields]
     return list(getattr(section, "sources", ())), [model for model in models if model]
 
 

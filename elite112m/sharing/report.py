@@ -94,8 +94,10 @@ def _further(run) -> list[dict]:
         if run.status(name) != "done":
             continue
         rows = read_metrics(run.folder(name) / "metrics.jsonl")
-        fig, axes = plt.subplots(1, 2, figsize=(9, 2.4), layout="constrained")
-        for ax, key, what in zip(axes, ("val_loss", figure), ("validation loss", label)):
+        shown = [("val_loss", "validation loss"), (figure, label)]
+        shown = [(key, what) for key, what in shown if any(key in r for r in rows)]
+        fig, axes = plt.subplots(1, len(shown), figsize=(9, 2.4), layout="constrained", squeeze=False)
+        for ax, (key, what) in zip(axes[0], shown):
             ax.plot([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r])
             ax.set(xlabel="step", ylabel=what)
             ax.grid(alpha=0.25)

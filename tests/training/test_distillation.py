@@ -43,6 +43,29 @@ def test_the_command_prepares_and_distills(teacher, tmp_path):
     assert here("elite112m", "chat", "--model", out, "--input", "hi", "--device", "cpu").returncode == 0
 
 
+def test_without_weight_no_teacher_is_opened(tmp_path):
+    "A teacher that could not be opened does not disturb; the report shows the one curve there is."
+    from elite112m.core.runs import Run
+    from elite112m.training.metrics import read_metrics
+
+    teacher, out = tmp_path / "teacher", tmp_path / "alone"
+    teacher.mkdir()
+    (teacher / "model.safetensors").write_text("no weights")
+    words = ["elite112m", "distill", "--run", out, "--preset", "nano", "--teacher", teacher, *FEW, "--device", "cpu"]
+    ended = here(*words, "--set", "distill.weight=0", "--steps", "3")
+    assert ended.returncode == 0 and "the text alone, no teacher" in ended.stderr, ended.stderr
+    rows = read_metrics(out / "distill/metrics.jsonl")
+    assert not any("teacher_kl" in r for r in rows) and "val_bits_per_byte" in rows[-1]
+    assert not (out / "distill/teacher.safetensors").exists()
+    assert "divergence from the teacher" not in (out / "report.html").read_text()
+    (teacher / "model.safetensors").unlink()
+    assert (
+        Run(out).status("distill") == "done" and "finished before" in here("elite112m", "distill", "--run", out).stderr
+    )
+    refused = here("elite112m", "distill", "--run", out, "--set", "distill.weight=0.5")
+    assert refused.returncode == 2 and "distill.weight=0" in refused.stderr, refused.stderr
+
+
 def test_another_vocabulary(teacher, tmp_path):
     "The token level refuses it in one line."
     words = ["elite112m", "distill", "--run", tmp_path / "out", "--preset", "nano", "--teacher", teacher, *FEW]
