@@ -1871,6 +1871,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'elite112m/evaluation/rewards.py'),
                                               'elite112m.evaluation.rewards._exercises': ( '08_evaluation/rewards.html#_exercises',
                                                                                            'elite112m/evaluation/rewards.py'),
+                                              'elite112m.evaluation.rewards._reward_before': ( '08_evaluation/rewards.html#_reward_before',
+                                                                                               'elite112m/evaluation/rewards.py'),
                                               'elite112m.evaluation.rewards.advantages': ( '08_evaluation/rewards.html#advantages',
                                                                                            'elite112m/evaluation/rewards.py'),
                                               'elite112m.evaluation.rewards.as_arrays': ( '08_evaluation/rewards.html#as_arrays',

@@ -18,6 +18,7 @@ from elite112m.core.files import (
     EVALUATION_FILES,
     EXPORT_FILES,
     PREFERENCE_FILES,
+    REWARD_FILES,
     TRAINING_FILES,
 )
 from .locate import weights_at
@@ -120,7 +121,7 @@ REINFORCE = Stage(
     notebook="08_evaluation/22_rewards",
     folder="reinforce",
     sections=("reinforce", "model.context"),
-    files=TRAINING_FILES,
+    files=(*TRAINING_FILES, *REWARD_FILES),
     reads="sft",
     resumable=True,
     inputs="reinforce",
