@@ -1631,6 +1631,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'elite112m/evaluation/compare.py'),
                                               'elite112m.evaluation.compare._Pair.said': ( '08_evaluation/compare.html#_pair.said',
                                                                                            'elite112m/evaluation/compare.py'),
+                                              'elite112m.evaluation.compare._as_model': ( '08_evaluation/compare.html#_as_model',
+                                                                                          'elite112m/evaluation/compare.py'),
                                               'elite112m.evaluation.compare._correlation': ( '08_evaluation/compare.html#_correlation',
                                                                                              'elite112m/evaluation/compare.py'),
                                               'elite112m.evaluation.compare._distance': ( '08_evaluation/compare.html#_distance',

@@ -139,6 +139,31 @@ def test_an_adapter_is_exported_evaluated_and_trained_on(tuned, tmp_path):
     assert torch.equal(logits(tmp_path / "again/sft/adapter"), logits(tmp_path / "again"))
 
 
+def test_adapters_on_one_base_are_compared(tuned, base, tmp_path):
+    "Each is evaluated on it; comparing their folders before says how."
+    from elite112m.core.files import read_json
+
+    assert made(tmp_path / "second", base, **{"sft.seed": 3, "sft.lr": 0.2}).returncode == 0
+    adapters = {"one": tuned[0] / "sft/adapter", "two": tmp_path / "second"}
+    told = here("elite112m", "compare", adapters["one"], adapters["one"])
+    how = f"elite112m evaluate --model {base / 'pretrain'} --adapter {adapters['one']} --out DIR"
+    assert told.returncode == 2 and how in told.stderr, told.stderr
+    judged = ("--items", "1", "--max-new-tokens", "4", "--device", "cpu")
+    for name, adapter in adapters.items():
+        out = tmp_path / name
+        done = here("elite112m", "evaluate", "--model", base, "--adapter", adapter, "--out", out, *judged)
+        assert done.returncode == 0, done.stderr
+        results = read_json(out / "results.json")
+        assert results["model"] == str(base) and results["adapter"].endswith("sft/adapter")
+    done = here("elite112m", "compare", tmp_path / "one", tmp_path / "two", "--json", tmp_path / "found.json")
+    assert done.returncode == 0 and "All categories" in done.stdout, done.stderr
+    replies = [[json.loads(r)["reply"] for r in open(tmp_path / n / "generations.jsonl")] for n in adapters]
+    assert replies[0] != replies[1] and len(replies[0]) == len(replies[1])
+    merged = here("elite112m", "evaluate", "--model", adapters["two"], "--out", tmp_path / "merged", *judged)
+    assert merged.returncode == 0, merged.stderr
+    assert [json.loads(r)["reply"] for r in open(tmp_path / "merged/generations.jsonl")] == replies[1]
+
+
 def test_finished_training_goes_on(tuned, tmp_path):
     run = shutil.copytree(tuned[0], tmp_path / "run")
     done = here("elite112m", "sft", "--run", run, "--steps", "9", "--extend")
