@@ -69,7 +69,8 @@ class Distillation(NextToken):
             return super().loss(forward, batch, device)
         ids, labels, top, logprobs = (torch.as_tensor(t).to(device) for t in batch)
         at = (labels != -100).flatten().nonzero()[:, 0]
-        hidden, head = forward.model(ids).flatten(0, 1)[at], forward.model.embed_tokens.weight
+        hidden, routed = forward.model(ids, routers=True)
+        hidden, head = hidden.flatten(0, 1)[at], forward.model.embed_tokens.weight
         targets = labels.flatten()[at], top.flatten(0, 1)[at].long(), logprobs.flatten(0, 1)[at]
         rows, sums = max(LOGITS // head.shape[0], 1), []
         for h, *some in zip(*(t.split(rows) for t in (hidden, *targets))):
@@ -77,7 +78,8 @@ class Distillation(NextToken):
             sums.append(torch.stack(checkpoint(_distilled, h, head, *some, *how, use_reentrant=False)))
         divergence, entropy = torch.stack(sums).sum(0)
         self.notes.append({"teacher_kl": (divergence.detach(), len(at)), "text_loss": (entropy.detach(), len(at))})
-        return self.weight * self.temperature**2 * divergence + (1 - self.weight) * entropy
+        total = self.weight * self.temperature**2 * divergence + (1 - self.weight) * entropy
+        return total + forward.balancing(routed, len(at))
 
     def validation_loss(self, forward, batches, *how) -> float:
         "The text's own loss, so that runs with and without a teacher can be compared."

@@ -45,6 +45,7 @@ class PowerCut(Exception):
 @pytest.mark.parametrize("kind", KINDS)
 def test_interrupted_training_ends_with_the_same_bits(ready, tmp_path, monkeypatch, kind):
     "Read back from a checkpoint under Hugging Face's names, Muon's momenta and all."
+    from elite112m.training.metrics import read_metrics, timeless
     from elite112m.training.trainer import Trainer
 
     whole, update = pretrained(ready, tmp_path / "whole", KINDS[kind]), Trainer.update
@@ -60,6 +61,30 @@ def test_interrupted_training_ends_with_the_same_bits(ready, tmp_path, monkeypat
     rest = pretrained(ready, tmp_path / "parts", KINDS[kind])
     assert (whole / "model.safetensors").read_bytes() == (rest / "model.safetensors").read_bytes()
     assert json.loads((whole / "config.json").read_text())["architectures"] == [kind]
+    kept = [timeless(read_metrics(folder / "metrics.jsonl")) for folder in (whole, rest)]
+    assert kept[0] == kept[1] and any("router_load_min" in r for r in kept[0]) == ("model.n_experts" in KINDS[kind])
+
+
+def test_the_metrics_tell_of_an_expert_that_starves(ready, tmp_path, monkeypatch):
+    "What is logged is the load on the last batch; an expert whose router never chooses it is at 0."
+    from elite112m.model.experts import router_load
+    from elite112m.training.metrics import read_metrics
+    from elite112m.training.trainer import Trainer
+
+    ask, loads = Trainer.router_figures, []
+
+    def starved(self):
+        with torch.no_grad():
+            for layer in self.model.model.layers:  # equal probabilities: always the same two are chosen
+                layer.mlp.gate.weight[:] = 0.0
+        loads.append(router_load(self.model, [torch.as_tensor(self.seen[0])]))
+        return ask(self)
+
+    monkeypatch.setattr(Trainer, "router_figures", starved)
+    folder = pretrained(ready, tmp_path / "run", {"model.n_experts": 4, "pretrain.optimizer": "adamw"})
+    rows = [r for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
+    assert len(rows) == len(loads) and all(r["router_load_min"] == 0 for r in rows)
+    assert [r["router_load_max"] for r in rows] == pytest.approx([load.max().item() for load in loads])
 
 
 def test_from_text_to_chat_and_export(ready, tmp_path, tiny):
@@ -67,11 +92,16 @@ def test_from_text_to_chat_and_export(ready, tmp_path, tiny):
     from transformers import AutoModelForCausalLM
 
     from elite112m.model.pretrained import load_model
+    from elite112m.training.metrics import read_metrics
 
     run, sets = tmp_path / "run", ["--set", "model.n_experts=4", "--set", "model.qk_norm=true"]
     sets += ["--set", "model.experts_per_token=2", "--set", "evaluate.max_new_tokens=2"]
     done = here("elite112m", "run", "nano", "--out", run, *tiny, *sets)
     assert done.returncode == 0, done.stderr
+    for stage in ("pretrain", "sft"):
+        rows = [r for r in read_metrics(run / stage / "metrics.jsonl") if "loss" in r]
+        assert rows and all(0 <= r["router_load_min"] <= 1 <= r["router_load_max"] <= 2 for r in rows)
+    assert "experts, pretrain" in (run / "report.html").read_text()
     done = here("elite112m", "chat", "--model", run, "--input", "hi", "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
     ours, theirs = load_model(run / "export/hf"), AutoModelForCausalLM.from_pretrained(run / "export/hf")
