@@ -32,17 +32,8 @@ def logits(path, **how):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    "A tiny pretrained run of ours."
-    from elite112m.core.presets import TINY
-    from elite112m.core.runs import run_stage
-    from elite112m.data.prepare import prepare
-    from elite112m.training.pretrain import pretrain
-
-    run = tmp_path_factory.mktemp("base") / "run"
-    for do in (prepare, pretrain):
-        run_stage(do, run, "nano", TINY)
-    return run
+def base(tiny_run):
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -221,13 +212,12 @@ def test_damaged_and_foreign_files_are_refused(tuned, base, tmp_path):
 
 
 def test_an_adapter_for_another_shape_is_refused(tuned, tmp_path):
-    from elite112m.core.presets import TINY
-    from elite112m.core.runs import run_stage
-    from elite112m.data.prepare import prepare
-    from elite112m.training.pretrain import pretrain
+    from elite112m.core.presets import TINY, preset
+    from elite112m.model.pretrained import save_model
+    from elite112m.model.transformer import CausalLM
 
-    for do in (prepare, pretrain):
-        run_stage(do, tmp_path / "wide", "nano", TINY | {"model.d_model": 64, "model.n_heads": 4})
+    save_model(CausalLM(preset("nano", TINY | {"model.d_model": 64, "model.n_heads": 4}).model), tmp_path / "wide")
+    shutil.copy(tuned[0] / "sft/tokenizer.json", tmp_path / "wide")
     refused(here(*CHAT, tmp_path / "wide", "--adapter", tuned[0]), "is for a model of another shape")
 
 

@@ -19,16 +19,8 @@ FEW = [f"--set={k}={v}" for k, v in TINY.items()]
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    "A tiny run, which can teach."
-    from elite112m.core.runs import run_stage
-    from elite112m.data.prepare import prepare
-    from elite112m.training.pretrain import pretrain
-
-    run = tmp_path_factory.mktemp("teacher") / "run"
-    for do in (prepare, pretrain):
-        run_stage(do, run, "nano", TINY)
-    return run
+def teacher(tiny_run):
+    return tiny_run
 
 
 def test_the_command_prepares_and_distills(teacher, tmp_path):
@@ -129,6 +121,7 @@ def test_killed_and_resumed_ends_the_same(teacher, tmp_path):
     from elite112m.core.presets import preset
     from elite112m.core.runs import Run, run_stage, save_preset
     from elite112m.data.prepare import prepare
+    from elite112m.training.distillation import distill
     from elite112m.training.metrics import read_metrics, timeless
 
     settings = TINY | {"distill.teacher": str(teacher), "distill.steps": 60, "distill.lr": 0.01}
@@ -141,8 +134,7 @@ def test_killed_and_resumed_ends_the_same(teacher, tmp_path):
     start = lambda r: subprocess.Popen(
         [sys.executable, "-c", STAGE, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
     )
-    out = start(whole).communicate(timeout=300)[0]
-    assert (whole / "distill/model.safetensors").exists(), out
+    run_stage(distill, whole)
     rows = lambda r: timeless(read_metrics(r / "distill/metrics.jsonl"))
     p = start(run)
     for line in p.stdout:
@@ -158,6 +150,6 @@ def test_killed_and_resumed_ends_the_same(teacher, tmp_path):
             time.sleep(0.01)
         p.kill()
         p.communicate()
-    start(run).communicate(timeout=300)
+    run_stage(distill, run)
     assert (run / "distill/model.safetensors").read_bytes() == (whole / "distill/model.safetensors").read_bytes()
     assert rows(run) == rows(whole) and any("teacher_kl" in r for r in rows(run))
