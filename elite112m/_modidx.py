@@ -554,6 +554,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'elite112m/core/presets.py'),
                                         'elite112m.core.presets._matrix_weights': ( '01_core/presets.html#_matrix_weights',
                                                                                     'elite112m/core/presets.py'),
+                                        'elite112m.core.presets._memory_text': ( '01_core/presets.html#_memory_text',
+                                                                                 'elite112m/core/presets.py'),
                                         'elite112m.core.presets._named': ('01_core/presets.html#_named', 'elite112m/core/presets.py'),
                                         'elite112m.core.presets._read': ('01_core/presets.html#_read', 'elite112m/core/presets.py'),
                                         'elite112m.core.presets._recipe': ('01_core/presets.html#_recipe', 'elite112m/core/presets.py'),

@@ -116,6 +116,27 @@ def test_from_text_to_chat_and_export(ready, tmp_path, tiny):
     assert done.returncode == 2 and done.stderr.strip().count("\n") == 0
 
 
+def test_pretraining_goes_on_from_a_model_with_experts_and_an_adapter(tmp_path, tiny):
+    "With the settings of the largest preset: it begins with their sum, and all blocks keep their experts."
+    from elite112m.model.pretrained import load_model
+    from elite112m.training.metrics import read_metrics
+
+    local = "data.sources=stdlib tokenizer.name=train sft.sources=curriculum pretrain.compile=false".split()
+    sets = [*tiny, *(a for s in [*local, "pretrain.accumulation=1", "model.n_experts=4"] for a in ("--set", s))]
+    first, more = tmp_path / "first", tmp_path / "more"
+    stages = ("--stages", "prepare,pretrain,sft", "--adapter", "lora", "--set", "sft.rank=4", "--set", "sft.lr=0.05")
+    done = here("elite112m", "run", "elite350m", "--out", first, *sets, *stages)
+    assert done.returncode == 0, done.stderr
+    still = ("--steps", "3", "--set", "pretrain.lr=1e-9", "--set", "pretrain.muon_lr=1e-9")
+    start = ("pretrain", "--run", more, "--preset", "elite350m", "--from", first / "sft/adapter")
+    done = here("elite112m", *start, *sets, *still)
+    assert done.returncode == 0, done.stderr
+    began, ended, base = (load_model(p).state_dict() for p in (first / "sft", more / "pretrain", first / "pretrain"))
+    assert all((began[n] - t).abs().max() < 1e-5 for n, t in ended.items())
+    assert any((base[n] - t).abs().max() > 1e-3 for n, t in ended.items() if ".experts." in n)
+    assert any("router_load_min" in r for r in read_metrics(more / "pretrain/metrics.jsonl"))
+
+
 @pytest.mark.parametrize(
     "bad, why",
     [
@@ -247,5 +268,16 @@ def test_generation_with_a_cache_says_what_the_whole_sequence_says():
 def test_presets_show_what_a_token_passes(tmp_path):
     done = here("elite112m", "presets", "--size", "30M", "--set", "model.n_experts=8")
     assert done.returncode == 0 and "2 of 8 experts" in done.stdout and "a token)" in done.stdout
+
+    def memory(*more):
+        "The first preset's estimates, training and adapter, in GB."
+        lines = here("elite112m", "presets", "--size", "30M", *more).stdout.splitlines()
+        return [float(line.split("(estimate)")[1].split()[0]) for line in lines if "(estimate)" in line]
+
+    dense, experts, rank = memory(), memory("--set", "model.n_experts=8"), memory("--set", "sft.rank=200")
+    assert len(dense) == 2 and all(a < b for a, b in zip(dense, experts))
+    assert dense[0] == rank[0] and dense[1] < rank[1]
+    done = here("elite112m", "presets")
+    assert "GB, recomputing" in done.stdout
     done = here("elite112m", "presets", "--set", "model.n_experts=8", "--set", "model.experts_per_token=9")
     assert done.returncode == 2 and "experts_per_token=9 is over" in done.stderr
