@@ -3,6 +3,7 @@
 import io
 import os
 import pkgutil
+import shutil
 import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -138,15 +139,26 @@ def pytest_unconfigure(config):
 
 
 @pytest.fixture(scope="session")
-def tiny_sft_run(tmp_path_factory):
-    "A fine-tuned run of the smallest size, to begin with; nothing writes into it."
+def tiny_run(tmp_path_factory):
+    "A pretrained run of the smallest size, to begin with; nothing writes into it."
     from elite112m.core.presets import TINY
     from elite112m.core.runs import run_stage
     from elite112m.data.prepare import prepare
     from elite112m.training.pretrain import pretrain
-    from elite112m.training.sft import sft
 
     run = tmp_path_factory.mktemp("tiny") / "run"
-    for do in (prepare, pretrain, sft):
+    for do in (prepare, pretrain):
         run_stage(do, run, "nano", TINY)
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_sft_run(tiny_run, tmp_path_factory):
+    "The same, fine-tuned too; nothing writes into it either."
+    from elite112m.core.runs import run_stage
+    from elite112m.training.sft import sft
+
+    run = tmp_path_factory.mktemp("tiny_sft") / "run"
+    shutil.copytree(tiny_run, run)
+    run_stage(sft, run)
     return run

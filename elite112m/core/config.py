@@ -274,11 +274,16 @@ class DistillConfig(TrainConfig):
     steps: int = 400  # optimizer steps
     divergence: str = "forward"  # forward or reverse KL, token level
     temperature: float = 1.0  # that softens the probabilities of both, token level
-    weight: float = 0.7  # share of the teacher's loss; the rest is that of the text, token level
+    weight: float = 0.7  # share of the teacher's loss; the rest is the text's (0: no teacher), token level
     top_k: int = 32  # likeliest tokens of the teacher that are kept a position, token level
     examples: int = 400  # questions that the teacher is asked, sequence level
     max_new_tokens: int = 64  # length limit of its replies, tokens
     eval_batches: int = 8  # micro-batches a validation
+
+    @property
+    def asks_teacher(self) -> bool:
+        "Whether there is something to ask it; with a weight of 0 the token level learns from the text alone."
+        return self.weight > 0 or self.level == "sequence"
 
 # %% ../../nbs/01_core/00_config.ipynb #8939525b
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODEL_FILES', 'HF_FILES', 'ADAPTER_FILES', 'CHECKPOINT_FILES', 'DATABASE_FILES', 'TENSORBOARD_FILES', 'WANDB_FILES',
-           'DATA_FILES', 'TRAINING_FILES', 'PREFERENCE_FILES', 'DISTILLATION_FILES', 'EVALUATION_FILES',
+           'DATA_FILES', 'TRAINING_FILES', 'PREFERENCE_FILES', 'DISTILLATION_FILES', 'REWARD_FILES', 'EVALUATION_FILES',
            'HF_EXPORT_FILES', 'GGUF_EXPORT_FILES', 'ONNX_EXPORT_FILES', 'WEB_EXPORT_FILES', 'EXPORT_FILES', 'COMMAND',
            'CANNOT_WRITE', 'is_temporary', 'is_ours', 'files_below', 'foreign_file', 'remove_ours', 'atomic',
            'write_json', 'read_json', 'read_asset', 'split_files', 'inside_folder', 'lies_in', 'silent', 'echo',
@@ -204,6 +204,7 @@ TRAINING_FILES = (
 )
 PREFERENCE_FILES = ("reference.safetensors",)
 DISTILLATION_FILES = ("teacher.safetensors", "answers.jsonl")
+REWARD_FILES = ("before.json",)
 EVALUATION_FILES = ("results.json", "generations.jsonl", "suite.png")
 _HANDED_OVER = ("README.md", "manifest.json", "proof.safetensors")  # with every exported model
 HF_EXPORT_FILES = (*HF_FILES, *_HANDED_OVER)

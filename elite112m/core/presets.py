@@ -391,9 +391,13 @@ def _costs(p):
         "MFLOP a token": f"{flops_per_token(m) / 1e6:,.0f}",
         "training tokens": f"{p.pretrain.steps * step_tokens(p) / 1e6:,.1f} M",
         "tokens a step": f"{step_tokens(p):,}",
-        "memory (estimate)": f"{sum(memory_parts(p, precision).values()) / 1e9:.1f} GB",
-        f"LoRA, rank {p.sft.rank} (estimate)": f"{sum(adapter_memory_parts(p, precision).values()) / 1e9:.1f} GB",
+        "memory (estimate)": _memory_text(memory_parts(p, precision), p.pretrain),
+        f"LoRA, rank {p.sft.rank} (estimate)": _memory_text(adapter_memory_parts(p, precision), p.sft),
     }
+
+
+def _memory_text(parts, cfg):
+    return f"{sum(parts.values()) / 1e9:.1f} GB" + (", recomputing" if cfg.recompute else "")
 
 # %% ../../nbs/01_core/10_presets.ipynb #be6f1a02
 def _experts_text(m):

@@ -18,6 +18,7 @@ from elite112m.core.files import (
     EVALUATION_FILES,
     EXPORT_FILES,
     PREFERENCE_FILES,
+    REWARD_FILES,
     TRAINING_FILES,
 )
 from .locate import weights_at
@@ -120,7 +121,7 @@ REINFORCE = Stage(
     notebook="08_evaluation/22_rewards",
     folder="reinforce",
     sections=("reinforce", "model.context"),
-    files=TRAINING_FILES,
+    files=(*TRAINING_FILES, *REWARD_FILES),
     reads="sft",
     resumable=True,
     inputs="reinforce",
@@ -167,7 +168,8 @@ BUILT_IN_SOURCES = ("stdlib", "curriculum", "mixture")
 def outside_inputs(p: Preset, stage: str) -> tuple[list[str], list[str]]:
     "The sources that `stage` reads from outside the run, and the models: the one it begins with, and its teacher."
     section = getattr(p, STAGES[stage].inputs or "", None)
-    models = [getattr(section, field, "") for field in ("init", "teacher")]
+    fields = ("init", "teacher") if getattr(section, "asks_teacher", False) else ("init",)
+    models = [getattr(section, field, "") for field in fields]
     return list(getattr(section, "sources", ())), [model for model in models if model]
 
 

@@ -151,7 +151,7 @@ def open_newest(path, device="auto", **how) -> ChatModel:  # how: see `ChatModel
         found, why = None, missing
     if found:
         return ChatModel.open(path, device, **how)
-    if newest := _newest_checkpoint(path):
+    if newest := not how.get("adapters") and _newest_checkpoint(path):
         checkpoint, tokenizer = newest
         return ChatModel(load_model(checkpoint, pick_device(device)), load_tokenizer(tokenizer), name=str(checkpoint))
     raise why

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 from ..core.config import InputError, require
 from ..core.files import text_table
+from ..core.locate import base_of, is_adapter
 from ..core.runs import Run
 from ..curriculum.lessons import CATEGORIES, WORDINGS
 from .checks import well_formed_math
@@ -71,11 +72,21 @@ _FIELDS = ("reply", "reference", "correct", "ended")
 _LATER_FIELDS = ("correct_with_calculator", "key", "wording")  # which results of older versions lack
 
 
+def _as_model(path):
+    "The options that name the model at a path; an adapter is named with its base."
+    base = path
+    if is_adapter(path):
+        with suppress(InputError):
+            base = base_of(path)
+        return f"--model {'BASE' if base == path else base} --adapter {path}"
+    return f"--model {path}"
+
+
 def _results_folder(path):
     folder = Run(path).folder("evaluate") if Run(path).info else Path(path)
     folder = folder.parent if folder.name == "results.json" else folder
     complete = (folder / "generations.jsonl").exists() and (folder / "results.json").exists()
-    how = f"elite112m evaluate --model {path} --out DIR writes them, and DIR is compared"
+    how = f"elite112m evaluate {_as_model(path)} --out DIR writes them, and DIR is compared"
     if Run(path).info:
         how = f"elite112m evaluate --run {path} writes them"
     require(complete, f"{path} has no results of the suite: {how}")

@@ -209,6 +209,7 @@ def _no_results(model, options):
     "The results before any task: what was asked, and with what."
     return {
         "model": model.name,
+        **({"adapter": str(model.adapters[model.adapter])} if model.adapter in model.adapters else {}),
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
         "machine": machine(),
         "versions": versions(),

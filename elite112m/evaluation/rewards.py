@@ -17,7 +17,7 @@ import torch
 from ..chat.chat_model import ChatModel
 from ..chat.generate import generate
 from ..core.config import ReinforceConfig, did_you_mean, require
-from ..core.files import echo, progress
+from ..core.files import echo, progress, read_json, write_json
 from ..core.locate import find_model
 from ..curriculum.lessons import CATEGORIES, Item, items
 from ..data.messages import conversation
@@ -149,6 +149,7 @@ class Rollouts:
         self.chat, self.cfg, self.objective, self.first = chat, cfg, objective, first
         self.reward, self.precision = reward, precision
         self.categories = chosen_categories(cfg.categories)
+        self.most = 1 + cfg.end_reward  # reward of a reply that is right and ends at once
 
     def ask(self, exercises, samples, temperature, seed):
         "Replies and their judgements."
@@ -193,11 +194,11 @@ class RewardObjective(PolicyGradient):
 
     def validation_loss(self, forward, batches, device, precision, fp8=None, ranks=ALONE) -> float:
         replies, verdicts = self.rollouts.ask(batches, 1, 0.0, 0)
-        most, rewards = 1 + self.rollouts.cfg.end_reward, [v[0] for v in verdicts]
+        rewards = [v[0] for v in verdicts]
         self.notes.append(
             {"reward": (sum(rewards), len(rewards)), "reply_tokens": (sum(v[2] for v in verdicts), len(verdicts))}
         )
-        return most - sum(rewards) / len(rewards)
+        return self.rollouts.most - sum(rewards) / len(rewards)
 
 # %% ../../nbs/08_evaluation/22_rewards.ipynb #a688a8e0
 TRIES = 4  # steps whose replies are looked at before training
@@ -217,6 +218,18 @@ def _check_rewards(rollouts):
     )
 
 
+def _reward_before(job, rollouts, held, device) -> float:
+    "The reward of greedy replies to the held-out exercises before training, measured at the first start."
+    path, model = job.folder / "before.json", rollouts.chat.model
+    kept = read_json(path)
+    if kept is None:
+        _check_rewards(rollouts)
+        missed = rollouts.objective.validation_loss(model.eval(), held, device, rollouts.precision)
+        kept = {"reward": rollouts.most - missed}
+        write_json(path, kept)
+    return kept["reward"]
+
+
 def reinforce(job, device="auto", reward=None):
     "Stage `reinforce`: train a model on the rewards of its own replies; `reward` takes the place of `reward_of`."
     p, cfg, device = job.preset, job.preset.reinforce, pick_device(device)
@@ -227,17 +240,16 @@ def reinforce(job, device="auto", reward=None):
     reward, precision = reward or partial(reward_of, cfg=cfg), pick_precision(p.pretrain.precision, device)
     objective.rollouts = rollouts = Rollouts(chat, cfg, objective, reward, first, precision)
     held = held_out_exercises(rollouts.categories, cfg.held_out)
-    _check_rewards(rollouts)
-    most, before = 1 + cfg.end_reward, objective.validation_loss(model.eval(), held, device, precision)
+    most, before = rollouts.most, _reward_before(job, rollouts, held, device)
     names = ", ".join(rollouts.categories)
     echo(f"reinforce: begins with {source}; {cfg.prompts} exercises a step, {cfg.samples} replies each, of {names}")
-    echo(f"reinforce: held-out exercises get a reward of {most - before:.3f} of {most:g} before")
+    echo(f"reinforce: held-out exercises get a reward of {before:.3f} of {most:g} before")
     torch.manual_seed(cfg.seed)
     t = Trainer(job, model, tok, device, ALONE, objective=objective)
     tokens = cfg.prompts * cfg.samples * cfg.max_new_tokens  # at most
     loss = fit(t, rollouts, held, cfg.steps, tokens, tokens * cfg.steps)
     write_result(t, cfg.keep_best)
-    after = f"{most - loss:.3f} of {most:g} at the end, {most - before:.3f} before"
+    after = f"{most - loss:.3f} of {most:g} at the end, {before:.3f} before"
     echo(f"reinforce: held-out exercises get a reward of {after}")
 
 # %% ../../nbs/08_evaluation/22_rewards.ipynb #17d46d0e

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['router_probabilities', 'top_experts', 'sort_by_expert', 'experts_in_turn', 'experts_grouped', 'takes_groups',
-           'mix_experts', 'MixtureOfExperts', 'load_balancing_loss', 'router_load', 'load_picture']
+           'mix_experts', 'MixtureOfExperts', 'load_balancing_loss', 'expert_load', 'router_load', 'load_picture']
 
 # %% ../../nbs/04_model/16_experts.ipynb #6e9d10ae
 import torch
@@ -141,17 +141,25 @@ def load_balancing_loss(
     return n * (load * (share @ probabilities)).sum()
 
 # %% ../../nbs/04_model/16_experts.ipynb #78d7fadc
+def expert_load(
+    routed,  # each block's probabilities (N, n_experts)
+    k: int,  # experts a token
+    real=None,  # (N,) whether a token counts; None: all do
+) -> torch.Tensor:  # (n_layers, n_experts)
+    "How often each expert of each block is chosen, as a multiple of the mean: 1 is an even load."
+    chosen = [top_experts(p if real is None else p[real], k)[1] for p in routed]
+    counts = torch.stack([sort_by_expert(c, p.shape[-1])[1] for c, p in zip(chosen, routed)]).float()
+    return counts / counts.mean(-1, keepdim=True).clamp(min=1e-6)
+
+
 @torch.no_grad()
 def router_load(
     model,  # a `CausalLM` with experts
     batches,  # of token ids, (B, T) each
 ) -> torch.Tensor:  # (n_layers, n_experts)
-    "How often each expert of each block is chosen, as a multiple of the mean: 1 is an even load."
-    k, n, total = model.config.experts_per_token, model.config.n_experts, 0
-    for ids in batches:
-        _, routed = model.model(ids, routers=True)
-        total = total + torch.stack([sort_by_expert(top_experts(p, k)[1], n)[1] for p in routed])
-    return total.float() / total.float().mean(-1, keepdim=True)
+    "The load of the experts of a model, see `expert_load`."
+    found = [model.model(ids, routers=True)[1] for ids in batches]
+    return expert_load([torch.cat(block) for block in zip(*found)], model.config.experts_per_token)
 
 # %% ../../nbs/04_model/16_experts.ipynb #442df5f4
 def load_picture(

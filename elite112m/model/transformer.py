@@ -276,15 +276,19 @@ class CausalLM(nn.Module):
         if labels is None:
             return F.linear(hidden, head)
         loss, n = linear_loss(hidden, head, labels, rows=rows), (labels != -100).sum()
-        if self.training and self.config.n_experts and torch.is_grad_enabled():
-            extra = n * self.config.router_aux * self.balance(routed, doc_ids)
-            loss = loss + (extra - extra.detach())
-        return loss, n
+        return loss + self.balancing(routed, n, doc_ids), n
 
     def balance(self, routed, doc_ids=None):  # what `Decoder` returns of the routers; (B, T), -1 for padding
         "The mean load-balancing loss of the blocks."
         real = None if doc_ids is None else (doc_ids >= 0).flatten().to(routed[0].device, non_blocking=True)
         return torch.stack([load_balancing_loss(p, self.config.experts_per_token, real) for p in routed]).mean()
+
+    def balancing(self, routed, n, doc_ids=None):  # n: targets of the loss that it is added to
+        "The balancing loss for training: its gradient, with the value 0, so that the loss that is shown stays plain."
+        if not (self.training and self.config.n_experts and torch.is_grad_enabled()):
+            return 0.0
+        extra = n * self.config.router_aux * self.balance(routed, doc_ids)
+        return extra - extra.detach()
 
 # %% ../../nbs/04_model/00_transformer.ipynb #a25b5bd9
 @patch

@@ -21,7 +21,7 @@ from ..curriculum.lessons import WORDINGS
 from ..evaluation.suite import FORM_ONLY, NOTES, PUBLISHED, draw_rows
 from ..model.pretrained import read_config
 from .targets import exports_table
-from ..training.metrics import plot_metrics, read_metrics
+from ..training.metrics import plot_metrics, plot_router_load, read_metrics
 
 # %% ../../nbs/09_sharing/01_report.ipynb #24127e6f
 def svg(fig) -> str:
@@ -37,13 +37,16 @@ def svg(fig) -> str:
 
 # %% ../../nbs/09_sharing/01_report.ipynb #1ae2619f
 def curves(run: Run) -> str:
-    "Loss curves of pretraining and fine-tuning, and the throughput, as SVG."
+    "Loss curves of pretraining and fine-tuning, the throughput, and the load of the experts if there are any, as SVG."
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, 3, figsize=(12, 3), width_ratios=[3, 3, 2])
     trained = [s for s in ("pretrain", "sft") if s in stages_of(run.preset)]
-    for ax, stage in zip(axes, trained):
-        metrics = read_metrics(run.folder(stage) / "metrics.jsonl")
+    kept = {s: read_metrics(run.folder(s) / "metrics.jsonl") for s in trained}
+    routed = any("router_load_min" in r for r in kept[trained[0]])
+    fig, axes = plt.subplots(1, 3 + routed, figsize=(12, 3), width_ratios=[3, 3, 2, 2][: 3 + routed])
+    if routed:
+        plot_router_load(kept[trained[0]], axes[3], f"experts, {trained[0]}")
+    for ax, (stage, metrics) in zip(axes, kept.items()):
         plot_metrics(metrics, ax, stage)
         rows = [r for r in metrics if "tok_s" in r]
         axes[2].plot([r["step"] for r in rows], [r["tok_s"] for r in rows], label=stage)
@@ -94,8 +97,10 @@ def _further(run) -> list[dict]:
         if run.status(name) != "done":
             continue
         rows = read_metrics(run.folder(name) / "metrics.jsonl")
-        fig, axes = plt.subplots(1, 2, figsize=(9, 2.4), layout="constrained")
-        for ax, key, what in zip(axes, ("val_loss", figure), ("validation loss", label)):
+        shown = [("val_loss", "validation loss"), (figure, label)]
+        shown = [(key, what) for key, what in shown if any(key in r for r in rows)]
+        fig, axes = plt.subplots(1, len(shown), figsize=(9, 2.4), layout="constrained", squeeze=False)
+        for ax, (key, what) in zip(axes[0], shown):
             ax.plot([r["step"] for r in rows if key in r], [r[key] for r in rows if key in r])
             ax.set(xlabel="step", ylabel=what)
             ax.grid(alpha=0.25)

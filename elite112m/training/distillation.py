@@ -54,7 +54,8 @@ def _distilled(hidden, head, labels, ids, logprobs, temperature, reverse):
 class Distillation(NextToken):
     """The objective of distillation at the token level.
 
-    A batch is inputs and targets (B, T), the teacher's likeliest tokens and their log-probabilities (B, T, k)."""
+    A batch is inputs and targets (B, T), the teacher's likeliest tokens and their log-probabilities (B, T, k); with a
+    weight of 0 it is one of `NextToken`, without a teacher."""
 
     def __init__(self, weight: float = 0.7, temperature: float = 1.0, divergence: str = "forward"):
         super().__init__()
@@ -64,9 +65,12 @@ class Distillation(NextToken):
         return super().count([(*batch[:2], None) for batch in batches])
 
     def loss(self, forward, batch, device) -> torch.Tensor:
+        if not self.weight:
+            return super().loss(forward, batch, device)
         ids, labels, top, logprobs = (torch.as_tensor(t).to(device) for t in batch)
         at = (labels != -100).flatten().nonzero()[:, 0]
-        hidden, head = forward.model(ids).flatten(0, 1)[at], forward.model.embed_tokens.weight
+        hidden, routed = forward.model(ids, routers=True)
+        hidden, head = hidden.flatten(0, 1)[at], forward.model.embed_tokens.weight
         targets = labels.flatten()[at], top.flatten(0, 1)[at].long(), logprobs.flatten(0, 1)[at]
         rows, sums = max(LOGITS // head.shape[0], 1), []
         for h, *some in zip(*(t.split(rows) for t in (hidden, *targets))):
@@ -74,7 +78,8 @@ class Distillation(NextToken):
             sums.append(torch.stack(checkpoint(_distilled, h, head, *some, *how, use_reentrant=False)))
         divergence, entropy = torch.stack(sums).sum(0)
         self.notes.append({"teacher_kl": (divergence.detach(), len(at)), "text_loss": (entropy.detach(), len(at))})
-        return self.weight * self.temperature**2 * divergence + (1 - self.weight) * entropy
+        total = self.weight * self.temperature**2 * divergence + (1 - self.weight) * entropy
+        return total + forward.balancing(routed, len(at))
 
     def validation_loss(self, forward, batches, *how) -> float:
         "The text's own loss, so that runs with and without a teacher can be compared."
@@ -171,25 +176,31 @@ def _level(cfg, tok, place) -> str:
     return cfg.level if cfg.level != "auto" else ("token" if same else "sequence")
 
 
-def _distill_tokens(job, device, tok, place):
+def _with_teacher(job, data, place, device):
+    "step -> batch with what the teacher says, asked now if need be."
+    cfg, window, teacher = job.preset.distill, data.context, load_model(place)
+    k, why = min(cfg.top_k, teacher.config.vocab_size), f"distill: the teacher reads {teacher.config.context} tokens"
+    require(window <= teacher.config.context, f"{why} at most; choose a shorter model.context than {window}")
+    key = f"{model_fingerprint(str(place))} {job.run.record('prepare')['build']} {window} {k}"
+    said = ask_teacher(teacher, data, cfg.steps, k, job.folder / "teacher.safetensors", key, device)
+    echo(f"distill: {cfg.divergence} divergence from {k} tokens of the teacher a position")
+    return teacher_batches(data, said)
+
+
+def _distill_tokens(job, device, tok, place):  # place: of the teacher; None: nobody is asked
     "Train a new model on the run's text with the teacher's probabilities."
     p, cfg = job.preset, job.preset.distill
     size, window = cfg.batch_size * cfg.accumulation, p.model.context
     data = Batches(job.source, "train", window, size, cfg.seed)
     held = Batches(job.source, "val", window, cfg.batch_size, 0)
     held_out = [held[i] for i in range(min(cfg.eval_batches, max(held.windows // cfg.batch_size, 1)))]
-    teacher = load_model(place)
-    k, why = min(cfg.top_k, teacher.config.vocab_size), f"distill: the teacher reads {teacher.config.context} tokens"
-    require(window <= teacher.config.context, f"{why} at most; choose a shorter model.context than {window}")
-    key = f"{model_fingerprint(str(place))} {job.run.record('prepare')['build']} {window} {k}"
-    said = ask_teacher(teacher, data, cfg.steps, k, job.folder / "teacher.safetensors", key, device)
-    del teacher
+    batch = _with_teacher(job, data, place, device) if place else data.__getitem__
     torch.manual_seed(cfg.seed)
     model = initial_model(cfg.init, tok) if cfg.init else CausalLM(p.model)
     objective = Distillation(cfg.weight, cfg.temperature, cfg.divergence)
     t = Trainer(job, model, tok, device, ALONE, per_byte(held.data.manifest), objective)
-    echo(f"distill: a student of {model.config.n_params:,} parameters, {cfg.divergence} divergence, {k} tokens")
-    loss = fit(t, teacher_batches(data, said), held_out, cfg.steps, size * window, data.tokens)
+    echo(f"distill: a student of {model.config.n_params:,} parameters")
+    loss = fit(t, batch, held_out, cfg.steps, size * window, data.tokens)
     return t, loss
 
 # %% ../../nbs/06_training/20_distillation.ipynb #549f1bec
@@ -234,11 +245,12 @@ def _distill_sequences(job, device, tok, place):
 # %% ../../nbs/06_training/20_distillation.ipynb #f833378c
 def distill(job, device="auto"):
     "Stage `distill`: train a model with a teacher."
-    cfg, device, tok, place = job.preset.distill, pick_device(device), load_tokenizer(job.source), find_model
-    require(cfg.teacher, "distill needs a teacher: give --teacher MODEL")
-    place = find_model(cfg.teacher)
-    level = _level(cfg, tok, place)
-    echo(f"distill: learns from {cfg.teacher} at the {level} level")
+    cfg, device, tok = job.preset.distill, pick_device(device), load_tokenizer(job.source)
+    require(cfg.teacher or not cfg.asks_teacher, "distill needs a teacher: give --teacher MODEL")
+    place = find_model(cfg.teacher) if cfg.asks_teacher else None
+    level = _level(cfg, tok, place) if place else "token"
+    source = cfg.teacher if place else "the text alone, no teacher (distill.weight=0),"
+    echo(f"distill: learns from {source} at the {level} level")
     t, loss = (_distill_tokens if level == "token" else _distill_sequences)(job, device, tok, place)
     write_result(t, best=level == "sequence")
     bits = f", {loss / np.log(2) * t.tokens_per_byte:.3f} bits a byte" if t.tokens_per_byte else ""

@@ -155,6 +155,11 @@ _WEIGHTS_OPTIONS = [
         shell_complete=completion(run_folders),
     ),
     click.option(
+        "--adapter",
+        metavar="DIR",
+        help="With --model: add this adapter to it (its folder, or the run that trained it).",
+    ),
+    click.option(
         "--out", metavar="DIR", help="With --model: folder for results.json, generations.jsonl and suite.png."
     ),
 ]
@@ -240,7 +245,7 @@ _SAMPLING_OPTIONS = [
 # %% ../../nbs/10_workbook/11_cli_models.ipynb #c62affd7
 _BOTH_WAYS = ("force", "device")
 _MODEL_ONLY = (
-    *("out", "tasks", "task_settings", "format", "unsafe"),
+    *("adapter", "out", "tasks", "task_settings", "format", "unsafe"),
     *("items", "quick", "max_new_tokens", "batch_size"),
     *("temperature", "samples", "seed"),
 )
@@ -342,7 +347,7 @@ MAX_ITEMS = 100_000  # a category
 _MOST = {"items": MAX_ITEMS, "max_new_tokens": 10**6, "batch_size": 10**6, "samples": 10_000, "seed": 2**62}
 
 
-def _evaluate_model(model, out, tasks, task_settings, format, unsafe, force, device, **sizes):
+def _evaluate_model(model, adapter, out, tasks, task_settings, format, unsafe, force, device, **sizes):
     "Do `evaluate --model`."
     from elite112m.evaluation.evaluate import QUICK_ITEMS, Options, evaluate_model, evaluation_summary
 
@@ -357,7 +362,8 @@ def _evaluate_model(model, out, tasks, task_settings, format, unsafe, force, dev
     quick = QUICK_ITEMS if sizes.pop("quick") else {}
     given = {name: value for name, value in sizes.items() if value is not None}
     folder = _output_folder(out, force)
-    results = evaluate_model(model, folder, tasks, Options(more=own, **quick | given), device, force, format=format)
+    how = {"format": format, "adapters": [adapter] if adapter else ()}
+    results = evaluate_model(model, folder, tasks, Options(more=own, **quick | given), device, force, **how)
     _record_folder(folder)
     click.echo(evaluation_summary(results))
     click.echo(f"results: {Path(out) / 'results.json'}", err=True)

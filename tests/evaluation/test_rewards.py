@@ -52,6 +52,32 @@ def test_kl_keeps_the_model_near_its_beginning(base, tmp_path):
     assert last_kl(3.0) < last_kl(1e-6) / 2
 
 
+def test_the_reward_before_training_is_measured_once(base, tmp_path, capsys):
+    "Training that goes on tells what the first start has found, and asks the model no questions beforehand."
+    from elite112m.core.files import read_json, write_json
+    from elite112m.core.runs import run_stage
+    from elite112m.evaluation.rewards import reinforce
+
+    asked = []
+    settings = TINY | {"reinforce.init": str(base), "reinforce.steps": 2, "reinforce.eval_every": 100}
+
+    def letter_e(reply, *_):
+        asked.append(reply)
+        return reply.count("e") / max(len(reply), 1)
+
+    job = run_stage(reinforce, tmp_path / "run", "nano", settings, reward=letter_e)
+    first, before = len(asked), read_json(job.folder / "before.json")["reward"]
+    assert f" {before:.3f} of 1.1 before" in capsys.readouterr().out
+    write_json(job.folder / "before.json", {"reward": 0.789})
+    run_stage(reinforce, job.run.path, settings={"reinforce.steps": 4}, extend=True, reward=letter_e)
+    assert "at the end, 0.789 before" in capsys.readouterr().out
+    cfg = job.preset.reinforce
+    in_training = 3 * cfg.prompts * cfg.samples + cfg.held_out  # a trial and two steps, and the end's validation
+    assert len(asked) - first == in_training < first
+    run_stage(reinforce, job.run.path, settings={"reinforce.steps": 2}, force=True, reward=letter_e)
+    assert read_json(job.folder / "before.json")["reward"] == before  # starting over measures again
+
+
 def test_killed_and_resumed_ends_the_same(base, tmp_path):
     "To the bit, with the same metrics, although every batch depends on the weights."
     from elite112m.core.presets import preset
@@ -68,7 +94,8 @@ def test_killed_and_resumed_ends_the_same(base, tmp_path):
         [sys.executable, "-c", STAGE, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
     )
     out = start(whole).communicate(timeout=300)[0]
-    assert (whole / "reinforce/model.safetensors").exists(), out
+    told = [line for line in out.splitlines() if line.endswith("before")]
+    assert len(told) == 2 and (whole / "reinforce/model.safetensors").exists(), out
     rows = lambda r: timeless(read_metrics(r / "reinforce/metrics.jsonl"))
     goals = random.Random(2)
     for _ in range(3):
@@ -79,6 +106,6 @@ def test_killed_and_resumed_ends_the_same(base, tmp_path):
         p.kill()
         p.communicate()
     out = start(run).communicate(timeout=300)[0]
-    assert "continues at step" in out or "nothing to do" in out, out
+    assert "nothing to do" in out or ("continues at step" in out and all(line in out for line in told)), out
     assert (run / "reinforce/model.safetensors").read_bytes() == (whole / "reinforce/model.safetensors").read_bytes()
     assert rows(run) == rows(whole) and any("reward" in r for r in rows(run))

@@ -45,6 +45,7 @@ class PowerCut(Exception):
 @pytest.mark.parametrize("kind", KINDS)
 def test_interrupted_training_ends_with_the_same_bits(ready, tmp_path, monkeypatch, kind):
     "Read back from a checkpoint under Hugging Face's names, Muon's momenta and all."
+    from elite112m.training.metrics import read_metrics, timeless
     from elite112m.training.trainer import Trainer
 
     whole, update = pretrained(ready, tmp_path / "whole", KINDS[kind]), Trainer.update
@@ -60,6 +61,30 @@ def test_interrupted_training_ends_with_the_same_bits(ready, tmp_path, monkeypat
     rest = pretrained(ready, tmp_path / "parts", KINDS[kind])
     assert (whole / "model.safetensors").read_bytes() == (rest / "model.safetensors").read_bytes()
     assert json.loads((whole / "config.json").read_text())["architectures"] == [kind]
+    kept = [timeless(read_metrics(folder / "metrics.jsonl")) for folder in (whole, rest)]
+    assert kept[0] == kept[1] and any("router_load_min" in r for r in kept[0]) == ("model.n_experts" in KINDS[kind])
+
+
+def test_the_metrics_tell_of_an_expert_that_starves(ready, tmp_path, monkeypatch):
+    "What is logged is the load on the last batch; an expert whose router never chooses it is at 0."
+    from elite112m.model.experts import router_load
+    from elite112m.training.metrics import read_metrics
+    from elite112m.training.trainer import Trainer
+
+    ask, loads = Trainer.router_figures, []
+
+    def starved(self):
+        with torch.no_grad():
+            for layer in self.model.model.layers:  # equal probabilities: always the same two are chosen
+                layer.mlp.gate.weight[:] = 0.0
+        loads.append(router_load(self.model, [torch.as_tensor(self.seen[0])]))
+        return ask(self)
+
+    monkeypatch.setattr(Trainer, "router_figures", starved)
+    folder = pretrained(ready, tmp_path / "run", {"model.n_experts": 4, "pretrain.optimizer": "adamw"})
+    rows = [r for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
+    assert len(rows) == len(loads) and all(r["router_load_min"] == 0 for r in rows)
+    assert [r["router_load_max"] for r in rows] == pytest.approx([load.max().item() for load in loads])
 
 
 def test_from_text_to_chat_and_export(ready, tmp_path, tiny):
@@ -67,11 +92,16 @@ def test_from_text_to_chat_and_export(ready, tmp_path, tiny):
     from transformers import AutoModelForCausalLM
 
     from elite112m.model.pretrained import load_model
+    from elite112m.training.metrics import read_metrics
 
     run, sets = tmp_path / "run", ["--set", "model.n_experts=4", "--set", "model.qk_norm=true"]
     sets += ["--set", "model.experts_per_token=2", "--set", "evaluate.max_new_tokens=2"]
     done = here("elite112m", "run", "nano", "--out", run, *tiny, *sets)
     assert done.returncode == 0, done.stderr
+    for stage in ("pretrain", "sft"):
+        rows = [r for r in read_metrics(run / stage / "metrics.jsonl") if "loss" in r]
+        assert rows and all(0 <= r["router_load_min"] <= 1 <= r["router_load_max"] <= 2 for r in rows)
+    assert "experts, pretrain" in (run / "report.html").read_text()
     done = here("elite112m", "chat", "--model", run, "--input", "hi", "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
     ours, theirs = load_model(run / "export/hf"), AutoModelForCausalLM.from_pretrained(run / "export/hf")
@@ -84,6 +114,27 @@ def test_from_text_to_chat_and_export(ready, tmp_path, tiny):
         assert done.returncode == 2 and "cannot hold model.n_experts=4" in done.stderr and not out.exists()
     done = here("elite112m", "chat", "--model", run, "--format", "int8", "--input", "hi")
     assert done.returncode == 2 and done.stderr.strip().count("\n") == 0
+
+
+def test_pretraining_goes_on_from_a_model_with_experts_and_an_adapter(tmp_path, tiny):
+    "With the settings of the largest preset: it begins with their sum, and all blocks keep their experts."
+    from elite112m.model.pretrained import load_model
+    from elite112m.training.metrics import read_metrics
+
+    local = "data.sources=stdlib tokenizer.name=train sft.sources=curriculum pretrain.compile=false".split()
+    sets = [*tiny, *(a for s in [*local, "pretrain.accumulation=1", "model.n_experts=4"] for a in ("--set", s))]
+    first, more = tmp_path / "first", tmp_path / "more"
+    stages = ("--stages", "prepare,pretrain,sft", "--adapter", "lora", "--set", "sft.rank=4", "--set", "sft.lr=0.05")
+    done = here("elite112m", "run", "elite350m", "--out", first, *sets, *stages)
+    assert done.returncode == 0, done.stderr
+    still = ("--steps", "3", "--set", "pretrain.lr=1e-9", "--set", "pretrain.muon_lr=1e-9")
+    start = ("pretrain", "--run", more, "--preset", "elite350m", "--from", first / "sft/adapter")
+    done = here("elite112m", *start, *sets, *still)
+    assert done.returncode == 0, done.stderr
+    began, ended, base = (load_model(p).state_dict() for p in (first / "sft", more / "pretrain", first / "pretrain"))
+    assert all((began[n] - t).abs().max() < 1e-5 for n, t in ended.items())
+    assert any((base[n] - t).abs().max() > 1e-3 for n, t in ended.items() if ".experts." in n)
+    assert any("router_load_min" in r for r in read_metrics(more / "pretrain/metrics.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -217,5 +268,16 @@ def test_generation_with_a_cache_says_what_the_whole_sequence_says():
 def test_presets_show_what_a_token_passes(tmp_path):
     done = here("elite112m", "presets", "--size", "30M", "--set", "model.n_experts=8")
     assert done.returncode == 0 and "2 of 8 experts" in done.stdout and "a token)" in done.stdout
+
+    def memory(*more):
+        "The first preset's estimates, training and adapter, in GB."
+        lines = here("elite112m", "presets", "--size", "30M", *more).stdout.splitlines()
+        return [float(line.split("(estimate)")[1].split()[0]) for line in lines if "(estimate)" in line]
+
+    dense, experts, rank = memory(), memory("--set", "model.n_experts=8"), memory("--set", "sft.rank=200")
+    assert len(dense) == 2 and all(a < b for a, b in zip(dense, experts))
+    assert dense[0] == rank[0] and dense[1] < rank[1]
+    done = here("elite112m", "presets")
+    assert "GB, recomputing" in done.stdout
     done = here("elite112m", "presets", "--set", "model.n_experts=8", "--set", "model.experts_per_token=9")
     assert done.returncode == 2 and "experts_per_token=9 is over" in done.stderr

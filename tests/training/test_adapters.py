@@ -32,17 +32,8 @@ def logits(path, **how):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    "A tiny pretrained run of ours."
-    from elite112m.core.presets import TINY
-    from elite112m.core.runs import run_stage
-    from elite112m.data.prepare import prepare
-    from elite112m.training.pretrain import pretrain
-
-    run = tmp_path_factory.mktemp("base") / "run"
-    for do in (prepare, pretrain):
-        run_stage(do, run, "nano", TINY)
-    return run
+def base(tiny_run):
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +130,31 @@ def test_an_adapter_is_exported_evaluated_and_trained_on(tuned, tmp_path):
     assert torch.equal(logits(tmp_path / "again/sft/adapter"), logits(tmp_path / "again"))
 
 
+def test_adapters_on_one_base_are_compared(tuned, base, tmp_path):
+    "Each is evaluated on it; comparing their folders before says how."
+    from elite112m.core.files import read_json
+
+    assert made(tmp_path / "second", base, **{"sft.seed": 3, "sft.lr": 0.2}).returncode == 0
+    adapters = {"one": tuned[0] / "sft/adapter", "two": tmp_path / "second"}
+    told = here("elite112m", "compare", adapters["one"], adapters["one"])
+    how = f"elite112m evaluate --model {base / 'pretrain'} --adapter {adapters['one']} --out DIR"
+    assert told.returncode == 2 and how in told.stderr, told.stderr
+    judged = ("--items", "1", "--max-new-tokens", "4", "--device", "cpu")
+    for name, adapter in adapters.items():
+        out = tmp_path / name
+        done = here("elite112m", "evaluate", "--model", base, "--adapter", adapter, "--out", out, *judged)
+        assert done.returncode == 0, done.stderr
+        results = read_json(out / "results.json")
+        assert results["model"] == str(base) and results["adapter"].endswith("sft/adapter")
+    done = here("elite112m", "compare", tmp_path / "one", tmp_path / "two", "--json", tmp_path / "found.json")
+    assert done.returncode == 0 and "All categories" in done.stdout, done.stderr
+    replies = [[json.loads(r)["reply"] for r in open(tmp_path / n / "generations.jsonl")] for n in adapters]
+    assert replies[0] != replies[1] and len(replies[0]) == len(replies[1])
+    merged = here("elite112m", "evaluate", "--model", adapters["two"], "--out", tmp_path / "merged", *judged)
+    assert merged.returncode == 0, merged.stderr
+    assert [json.loads(r)["reply"] for r in open(tmp_path / "merged/generations.jsonl")] == replies[1]
+
+
 def test_finished_training_goes_on(tuned, tmp_path):
     run = shutil.copytree(tuned[0], tmp_path / "run")
     done = here("elite112m", "sft", "--run", run, "--steps", "9", "--extend")
@@ -196,13 +212,12 @@ def test_damaged_and_foreign_files_are_refused(tuned, base, tmp_path):
 
 
 def test_an_adapter_for_another_shape_is_refused(tuned, tmp_path):
-    from elite112m.core.presets import TINY
-    from elite112m.core.runs import run_stage
-    from elite112m.data.prepare import prepare
-    from elite112m.training.pretrain import pretrain
+    from elite112m.core.presets import TINY, preset
+    from elite112m.model.pretrained import save_model
+    from elite112m.model.transformer import CausalLM
 
-    for do in (prepare, pretrain):
-        run_stage(do, tmp_path / "wide", "nano", TINY | {"model.d_model": 64, "model.n_heads": 4})
+    save_model(CausalLM(preset("nano", TINY | {"model.d_model": 64, "model.n_heads": 4}).model), tmp_path / "wide")
+    shutil.copy(tuned[0] / "sft/tokenizer.json", tmp_path / "wide")
     refused(here(*CHAT, tmp_path / "wide", "--adapter", tuned[0]), "is for a model of another shape")
 
 

@@ -19,16 +19,8 @@ FEW = [f"--set={k}={v}" for k, v in TINY.items()]
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    "A tiny run, which can teach."
-    from elite112m.core.runs import run_stage
-    from elite112m.data.prepare import prepare
-    from elite112m.training.pretrain import pretrain
-
-    run = tmp_path_factory.mktemp("teacher") / "run"
-    for do in (prepare, pretrain):
-        run_stage(do, run, "nano", TINY)
-    return run
+def teacher(tiny_run):
+    return tiny_run
 
 
 def test_the_command_prepares_and_distills(teacher, tmp_path):
@@ -41,6 +33,54 @@ def test_the_command_prepares_and_distills(teacher, tmp_path):
     assert ended.returncode == 0 and "at the token level" in ended.stderr and "MB for" in ended.stderr, ended.stderr
     assert [Run(out).status(s) for s in ("prepare", "distill")] == ["done", "done"]
     assert here("elite112m", "chat", "--model", out, "--input", "hi", "--device", "cpu").returncode == 0
+
+
+def test_without_weight_no_teacher_is_opened(tmp_path):
+    "A teacher that could not be opened does not disturb; the report shows the one curve there is."
+    from elite112m.core.runs import Run
+    from elite112m.training.metrics import read_metrics
+
+    teacher, out = tmp_path / "teacher", tmp_path / "alone"
+    teacher.mkdir()
+    (teacher / "model.safetensors").write_text("no weights")
+    words = ["elite112m", "distill", "--run", out, "--preset", "nano", "--teacher", teacher, *FEW, "--device", "cpu"]
+    ended = here(*words, "--set", "distill.weight=0", "--steps", "3")
+    assert ended.returncode == 0 and "the text alone, no teacher" in ended.stderr, ended.stderr
+    rows = read_metrics(out / "distill/metrics.jsonl")
+    assert not any("teacher_kl" in r for r in rows) and "val_bits_per_byte" in rows[-1]
+    assert not (out / "distill/teacher.safetensors").exists()
+    assert "divergence from the teacher" not in (out / "report.html").read_text()
+    (teacher / "model.safetensors").unlink()
+    assert (
+        Run(out).status("distill") == "done" and "finished before" in here("elite112m", "distill", "--run", out).stderr
+    )
+    refused = here("elite112m", "distill", "--run", out, "--set", "distill.weight=0.5")
+    assert refused.returncode == 2 and "distill.weight=0" in refused.stderr, refused.stderr
+
+
+def test_a_student_with_experts_is_balanced():
+    "The balancing loss acts on the router's gradient, as in pretraining, and leaves the value as it is."
+    import torch
+
+    from elite112m.core.config import ModelConfig
+    from elite112m.model.transformer import CausalLM
+    from elite112m.training.distillation import Distillation
+
+    def loss_and_gradient(router_aux):
+        torch.manual_seed(0)
+        shape = dict(vocab_size=300, n_layers=1, d_model=32, n_heads=2, n_kv_heads=1, d_ff=32, context=16)
+        student = CausalLM(ModelConfig(**shape, n_experts=4, router_aux=router_aux)).train()
+        ids = torch.randint(0, 300, (2, 9))
+        said = torch.randn(2, 8, 300).log_softmax(-1).topk(5)
+        loss = Distillation().loss(student, (ids[:, :-1], ids[:, 1:], said.indices, said.values), "cpu")
+        gate = student.model.layers[0].mlp.gate.weight
+        routed = student.model(ids[:, :-1], routers=True)[1]
+        extra = 16 * router_aux * student.balance(routed)
+        return loss.item(), *(torch.autograd.grad(part, gate, retain_graph=True)[0] for part in (loss, extra))
+
+    (plain, g, _), (shown, more, extra) = loss_and_gradient(0.0), loss_and_gradient(0.5)
+    assert plain == shown and extra.abs().max() > 1e-4
+    torch.testing.assert_close(more, g + extra, atol=1e-5, rtol=1e-4)
 
 
 def test_another_vocabulary(teacher, tmp_path):
@@ -81,6 +121,7 @@ def test_killed_and_resumed_ends_the_same(teacher, tmp_path):
     from elite112m.core.presets import preset
     from elite112m.core.runs import Run, run_stage, save_preset
     from elite112m.data.prepare import prepare
+    from elite112m.training.distillation import distill
     from elite112m.training.metrics import read_metrics, timeless
 
     settings = TINY | {"distill.teacher": str(teacher), "distill.steps": 60, "distill.lr": 0.01}
@@ -93,8 +134,7 @@ def test_killed_and_resumed_ends_the_same(teacher, tmp_path):
     start = lambda r: subprocess.Popen(
         [sys.executable, "-c", STAGE, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
     )
-    out = start(whole).communicate(timeout=300)[0]
-    assert (whole / "distill/model.safetensors").exists(), out
+    run_stage(distill, whole)
     rows = lambda r: timeless(read_metrics(r / "distill/metrics.jsonl"))
     p = start(run)
     for line in p.stdout:
@@ -110,6 +150,6 @@ def test_killed_and_resumed_ends_the_same(teacher, tmp_path):
             time.sleep(0.01)
         p.kill()
         p.communicate()
-    start(run).communicate(timeout=300)
+    run_stage(distill, run)
     assert (run / "distill/model.safetensors").read_bytes() == (whole / "distill/model.safetensors").read_bytes()
     assert rows(run) == rows(whole) and any("teacher_kl" in r for r in rows(run))

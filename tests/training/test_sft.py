@@ -26,17 +26,8 @@ def rows_to(path, rows):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    "A tiny pretrained run of ours."
-    from elite112m.core.presets import TINY
-    from elite112m.core.runs import run_stage
-    from elite112m.data.prepare import prepare
-    from elite112m.training.pretrain import pretrain
-
-    run = tmp_path_factory.mktemp("base") / "run"
-    for do in (prepare, pretrain):
-        run_stage(do, run, "nano", TINY)
-    return run
+def base(tiny_run):
+    return tiny_run
 
 
 @pytest.fixture(scope="module")

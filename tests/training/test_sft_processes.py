@@ -15,17 +15,8 @@ run_stage(sft, sys.argv[1])"""
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    "A tiny pretrained run of ours."
-    from elite112m.core.presets import TINY
-    from elite112m.core.runs import run_stage
-    from elite112m.data.prepare import prepare
-    from elite112m.training.pretrain import pretrain
-
-    run = tmp_path_factory.mktemp("base") / "run"
-    for do in (prepare, pretrain):
-        run_stage(do, run, "nano", TINY)
-    return run
+def base(tiny_run):
+    return tiny_run
 
 
 def rows(run):
@@ -35,11 +26,12 @@ def rows(run):
 
 
 @pytest.mark.parametrize("adapter", ["", "lora"])
-def test_killed_and_resumed_ends_the_same(base, tmp_path, adapter):
+def test_killed_and_resumed_ends_the_same(base, tmp_path, capsys, adapter):
     "To the bit, the best weights among them, although they are what the stage ends with; an adapter alike."
     from elite112m.core.presets import TINY, preset
-    from elite112m.core.runs import Run, save_preset
+    from elite112m.core.runs import Run, run_stage, save_preset
     from elite112m.model.pretrained import load_model
+    from elite112m.training.sft import sft
 
     # eight conversations again and again, at a rate far too high: the best step is not the last
     settings = TINY | {
@@ -63,7 +55,8 @@ def test_killed_and_resumed_ends_the_same(base, tmp_path, adapter):
     start = lambda r: subprocess.Popen(
         [sys.executable, "-c", STAGE, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
     )
-    out = start(whole).communicate(timeout=300)[0]
+    run_stage(sft, whole)
+    out = capsys.readouterr().out
     assert "are kept: their validation loss is" in out, out
     p, goal = start(run), random.Random(1).randint(10, 50)
     for line in p.stdout:
@@ -74,7 +67,8 @@ def test_killed_and_resumed_ends_the_same(base, tmp_path, adapter):
     assert p.poll() is None
     p.kill()
     p.communicate()
-    out = start(run).communicate(timeout=300)[0]
+    run_stage(sft, run)
+    out = capsys.readouterr().out
     assert "continues at step" in out, out
     results = ["model.safetensors", *(["adapter/adapter_model.safetensors"] if adapter else [])]
     assert all((run / "sft" / r).read_bytes() == (whole / "sft" / r).read_bytes() for r in results)
