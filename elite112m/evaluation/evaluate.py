@@ -207,9 +207,10 @@ def check_tasks(names, options: Options = Options()):
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #bb2f80c9
 def _no_results(model, options):
     "The results before any task: what was asked, and with what."
+    adapter = getattr(model, "adapters", {}).get(getattr(model, "adapter", ""))
     return {
         "model": model.name,
-        **({"adapter": str(model.adapters[model.adapter])} if model.adapter in model.adapters else {}),
+        **({"adapter": str(adapter)} if adapter else {}),
         "made": time.strftime("%Y-%m-%d %H:%M:%S"),
         "machine": machine(),
         "versions": versions(),
