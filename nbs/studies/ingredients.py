@@ -1,4 +1,4 @@
-"""What each ingredient of nano bought: half-length runs that differ in one thing.
+"""What each ingredient of nano bought: short runs that differ in one thing.
 
 `python nbs/studies/ingredients.py run RUNS ARM SEED` trains and evaluates one of `ARMS` in the folder RUNS/ARM-SEED;
 `python nbs/studies/ingredients.py collect RUNS nbs/studies/data/ingredients.json` gathers the finished runs. With
@@ -20,9 +20,9 @@ from elite112m.training.metrics import read_metrics
 from elite112m.training.pretrain import pretrain
 from elite112m.training.sft import sft
 
-EXAMPLES = int(os.environ.get("EXAMPLES", 19_000))  # conversations of fine-tuning; nano has 38,000
+EXAMPLES = int(os.environ.get("EXAMPLES", 9_500))  # conversations of fine-tuning; nano has 38,000
 SEEDS = (1, 2)
-ADAMW_LR = float(os.environ.get("ADAMW_LR", 6e-3))  # the best of those that `lr` tried; half of it in fine-tuning
+ADAMW_LR = float(os.environ.get("ADAMW_LR", 3e-3))  # the best of those that `lr` tried; half of it in fine-tuning
 ARMS = {
     "base": {},
     "taught-only": {},  # see `only_taught`
