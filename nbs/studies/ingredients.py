@@ -96,7 +96,7 @@ def result(folder: Path) -> dict:
 
 def collect(runs: Path, out: Path):
     "The results of all finished runs."
-    tried = {f.name.removeprefix("lr-"): last_loss(f / "sft") for f in sorted(runs.glob("lr-*"))}
+    tried = {f.name.removeprefix("lr-"): last_loss(f / "sft") for f in sorted(runs.glob("lr-*")) if f.is_dir()}
     found = {"examples": EXAMPLES, "adamw_lr": ADAMW_LR, "adamw_tried": tried, "arms": {}}
     for arm in ARMS:
         folders = {str(s): runs / f"{arm}-{s}" for s in SEEDS}
