@@ -151,7 +151,10 @@ class Browser:
         return found.get("result", {}).get("value")
 
     def close(self):
-        self.socket.close()
+        async def end():  # within the loop: outside there may be none, if another test has taken it away
+            self.socket.close()
+
+        self.loop.run_until_complete(end())
         self.process.terminate()
         self.process.wait(20)
         self.loop.close()
