@@ -251,7 +251,7 @@ class ReinforceConfig(TrainConfig):
     prompts: int = 16  # exercises a step
     samples: int = 16  # replies to each
     max_new_tokens: int = 64  # length limit of a reply, tokens
-    temperature: float = 0.7  # of the sampling; at 1 most of what is learnt is to be surer, which greedy replies are
+    temperature: float = 0.7  # of the sampling; at 1 mostly drawn replies improve, not greedy ones
     end_reward: float = 0.1  # reward of a reply that ends by itself, beside 1 for a right one
     length_penalty: float = 0.0  # taken from the longest reply's reward, in proportion from a shorter one's
     kl: float = 0.0  # weight of the distance to the model that it begins with; 0 leaves it out

@@ -207,7 +207,7 @@ def check_tasks(names, options: Options = Options()):
 # %% ../../nbs/08_evaluation/00_evaluate.ipynb #bb2f80c9
 def _no_results(model, options):
     "The results before any task: what was asked, and with what."
-    adapter = getattr(model, "adapters", {}).get(getattr(model, "adapter", ""))
+    adapter = model.adapters.get(model.adapter)
     return {
         "model": model.name,
         **({"adapter": str(adapter)} if adapter else {}),

@@ -69,7 +69,7 @@ def packed_codes(
     "Codes, scales and zero points of `quantise`; of 4 bits two in a byte."
     if bits == 4:
         q, z = (t[..., ::2] | t[..., 1::2] << 4 for t in (q, F.pad(z, (0, z.shape[1] % 2))))
-    return q, s.flatten(), z.flatten()
+    return q, s, z
 
 # %% ../../nbs/04_model/12_quantised.ipynb #a782ed0c
 def block_of(config, bits: int) -> int:
@@ -175,7 +175,7 @@ def as_onnx(model: CausalLM, bits: int, level: int = 4) -> bytes:
 # %% ../../nbs/04_model/12_quantised.ipynb #qk000002
 LARGE_MODEL = 2**24  # parameters; smaller ones are quantised within a second
 KEPT_GRAPHS = 4
-_GRAPH_VERSION = 1  # to be raised when `as_onnx` makes another graph of the same weights
+_GRAPH_VERSION = 2  # to be raised when `as_onnx` makes another graph of the same weights
 
 
 def weights_digest(model) -> str:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GGUF_KINDS', 'paired_rows', 'gguf_tensors', 'gguf_numbers', 'import_llama_cpp', 'k_quantised', 'gguf_widths_fit',
-           'check_gguf_widths', 'gguf_type', 'check_gguf_vocabulary', 'gguf_vocabulary', 'filler_vocabulary',
-           'write_gguf', 'llama_cpp_server', 'llama_cpp_answer']
+           'check_gguf_widths', 'is_delicate', 'gguf_type', 'check_gguf_vocabulary', 'gguf_vocabulary',
+           'filler_vocabulary', 'write_gguf', 'llama_cpp_server', 'llama_cpp_answer']
 
 # %% ../../nbs/09_sharing/10_gguf.ipynb #f677a74c
 import ctypes
@@ -112,6 +112,12 @@ def check_gguf_widths(m, kind: str):  # the shape of a model
     require(gguf_widths_fit(m, kind), f"{what}: take q8_0 or q4_0")
 
 
+def is_delicate(i: int, layers: int) -> bool:
+    "Whether rounding costs much in layer `i`: the first and last eighth, and every third between (llama.cpp's rule)."
+    eighth = layers // 8
+    return i < eighth or i >= 7 * layers // 8 or (i - eighth) % 3 == 2
+
+
 def gguf_type(tensor: str, kind: str, layers: int) -> str:  # GGUF's name of a matrix; one of `GGUF_KINDS`
     "The type of a matrix in a file of that kind: for K-quants 6 bits where errors hurt most, by llama.cpp's rules."
     if "_k" not in kind:
@@ -119,9 +125,8 @@ def gguf_type(tensor: str, kind: str, layers: int) -> str:  # GGUF's name of a m
     base = kind.removesuffix("_m")
     if tensor == "token_embd.weight":
         return "q6_k"
-    part, i, eighth = tensor.split(".")[-2], int(tensor.split(".")[1]), layers // 8
-    delicate = i < eighth or i >= 7 * layers // 8 or (i - eighth) % 3 == 2
-    return "q6_k" if part in ("attn_v", "ffn_down") and delicate else base
+    part, i = tensor.split(".")[-2], int(tensor.split(".")[1])
+    return "q6_k" if part in ("attn_v", "ffn_down") and is_delicate(i, layers) else base
 
 # %% ../../nbs/09_sharing/10_gguf.ipynb #5e66c1f9
 def _rules_of_splitting(core):

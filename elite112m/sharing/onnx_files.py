@@ -116,8 +116,7 @@ def _four_bits(graph, model):
     for (i, name), quantised in four_bit_mlp(model).items():
         node = nodes[f"/model/layers.{i}/mlp/{name}/MatMul_Q8"]
         for old, new in zip(node.input[1:4], packed_codes(*quantised, 4)):
-            shape = new.shape if new.ndim == 3 else (len(quantised[1]), -1)
-            weights[old].CopyFrom(numpy_helper.from_array(new.reshape(shape).contiguous().numpy(), old))
+            weights[old].CopyFrom(numpy_helper.from_array(new.contiguous().numpy(), old))
         next(a for a in node.attribute if a.name == "bits").i = 4
 
 # %% ../../nbs/09_sharing/13_onnx_files.ipynb #ox000010

@@ -8,7 +8,6 @@ __all__ = ['Plan', 'plan_for', 'clock', 'duration', 'checkpoint_bytes', 'kept_ch
 
 # %% ../../nbs/06_training/10_plan.ipynb #5c17a9f2
 import contextlib
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core.config import require
-from ..core.files import echo
+from ..core.files import echo, files_below
 from .optimizer import lr_factor
 
 # %% ../../nbs/06_training/10_plan.ipynb #770be61f
@@ -109,10 +108,9 @@ def checkpoint_room(size: float, kept: int) -> float:
 def bytes_below(folder) -> int:
     "Size of the files in a folder. What another process removes meanwhile is not counted."
     total = 0
-    for place, _, names in os.walk(folder):  # passes over folders that have gone
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.stat(Path(place, name)).st_size
+    for path in files_below(folder):
+        with contextlib.suppress(FileNotFoundError):
+            total += Path(folder, path).stat().st_size
     return total
 
 # %% ../../nbs/06_training/10_plan.ipynb #39235367

@@ -66,7 +66,7 @@ def test_unfinished_training_is_judged_by_its_newest_checkpoint(model, tmp_path)
 class Talker:
     "Stands for a `ChatModel` that sets every problem up rightly and then says that everything is 1."
 
-    name = "talker"
+    name, adapters, adapter = "talker", {}, ""
 
     def __init__(self, items):
         self.items, self.calls, self.talks = {i.prompt: i for i in items}, [], []
