@@ -3,9 +3,11 @@
 import io
 import os
 import pkgutil
+import random
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -61,6 +63,44 @@ def here(*args, cwd="."):
         except SystemExit as e:
             ended = e.code
     return subprocess.CompletedProcess(args, ended, out.getvalue(), err.getvalue())
+
+
+KILLS = int(os.environ.get("ELITE112M_KILLS", 2))  # how often the stages are killed
+
+
+def stage_process(code, run, **kw):
+    "Python that runs a stage of the run, without a notebook around it."
+    out = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, "-c", code, str(run)], **out, env=ENV, **kw)
+
+
+def steps_of(run, stage):
+    "What the metrics of a stage say but for the times; nothing before the first."
+    from elite112m.training.metrics import read_metrics, timeless
+
+    path = run / stage / "metrics.jsonl"
+    return timeless(read_metrics(path)) if path.exists() else []
+
+
+def kill_often(code, run, stage, steps, times=KILLS, seed=0):
+    "SIGKILL a stage at random moments, spread over its steps; returns the steps it had reached."
+    rng, reached = random.Random(seed), []
+    so_far = lambda: max((r["step"] for r in steps_of(run, stage)), default=0)
+    for goal in sorted(rng.sample(range(steps * 9 // 10), times)):
+        p = stage_process(code, run)
+        for line in p.stdout:
+            if "plan:" in line:
+                break  # from here on it trains
+        while p.poll() is None and so_far() < goal:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        if p.poll() is not None:
+            break  # it was done first
+        p.kill()
+        p.communicate()
+        reached.append(so_far())
+    print(len(reached), "times killed, at", reached)
+    return reached
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from conftest import here
 
 from elite112m.core.config import InputError
 from elite112m.core.files import read_json, write_json
 from elite112m.core.presets import preset, to_dict
 from elite112m.core.runs import Run, job, plan_stages
 from elite112m.core.stages import MAIN_STAGES, inputs_of, settings_of
-from tests.conftest import here
 
 SETTINGS = {"data.sources": "curriculum", "sft.sources": "curriculum"}
 

@@ -4,12 +4,12 @@ import random
 import shutil
 
 import pytest
+from conftest import here
 
 from elite112m.core.config import InputError
 from elite112m.core.files import files_below, read_json, write_json
 from elite112m.core.runs import Run
 from elite112m.core.stages import MAIN_STAGES, STAGES
-from tests.conftest import here
 
 SMALLER = {
     "tokenizer.sample_mb": 0.1,

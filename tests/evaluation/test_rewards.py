@@ -1,15 +1,9 @@
 "Rewards: the command, rewards that are never given, a killed run; pairs from a model's own replies."
 
-import random
-import subprocess
-import sys
-import time
-
 import pytest
-from conftest import ENV
+from conftest import here, kill_often, stage_process, steps_of
 
 from elite112m.core.presets import TINY
-from tests.conftest import here
 
 STAGE = """import sys
 from elite112m.core.runs import run_stage
@@ -82,7 +76,6 @@ def test_killed_and_resumed_ends_the_same(base, tmp_path):
     "To the bit, with the same metrics, although every batch depends on the weights."
     from elite112m.core.presets import preset
     from elite112m.core.runs import Run, save_preset
-    from elite112m.training.metrics import read_metrics, timeless
 
     settings = TINY | {"reinforce.init": str(base), "reinforce.steps": 30, "reinforce.lr": 2e-3, "reinforce.kl": 0.01}
     settings |= {"reinforce.checkpoint_every": 3, "reinforce.eval_every": 4, "reinforce.log_every": 5}
@@ -90,22 +83,12 @@ def test_killed_and_resumed_ends_the_same(base, tmp_path):
     for folder in (whole, run):
         folder.mkdir()
         save_preset(Run(folder), preset("nano", settings))
-    start = lambda r: subprocess.Popen(
-        [sys.executable, "-c", STAGE, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
-    )
-    out = start(whole).communicate(timeout=300)[0]
+    out = stage_process(STAGE, whole).communicate(timeout=300)[0]
     told = [line for line in out.splitlines() if line.endswith("before")]
     assert len(told) == 2 and (whole / "reinforce/model.safetensors").exists(), out
-    rows = lambda r: timeless(read_metrics(r / "reinforce/metrics.jsonl"))
-    goals = random.Random(2)
-    for _ in range(3):
-        p, goal = start(run), goals.randint(3, 25)
-        there = (run / "reinforce/metrics.jsonl").exists
-        while p.poll() is None and not (there() and max((r["step"] for r in rows(run)), default=0) >= goal):
-            time.sleep(0.01)
-        p.kill()
-        p.communicate()
-    out = start(run).communicate(timeout=300)[0]
+    rows = lambda r: steps_of(r, "reinforce")
+    assert kill_often(STAGE, run, "reinforce", 30, seed=1)
+    out = stage_process(STAGE, run).communicate(timeout=300)[0]
     assert "nothing to do" in out or ("continues at step" in out and all(line in out for line in told)), out
     assert (run / "reinforce/model.safetensors").read_bytes() == (whole / "reinforce/model.safetensors").read_bytes()
     assert rows(run) == rows(whole) and any("reward" in r for r in rows(run))

@@ -1,15 +1,9 @@
 "Distillation: the command at both levels, another vocabulary, a killed run."
 
-import random
-import subprocess
-import sys
-import time
-
 import pytest
-from conftest import ENV
+from conftest import here, kill_often, stage_process, steps_of
 
 from elite112m.core.presets import TINY
-from tests.conftest import here
 
 STAGE = """import sys
 from elite112m.core.runs import run_stage
@@ -122,7 +116,6 @@ def test_killed_and_resumed_ends_the_same(teacher, tmp_path):
     from elite112m.core.runs import Run, run_stage, save_preset
     from elite112m.data.prepare import prepare
     from elite112m.training.distillation import distill
-    from elite112m.training.metrics import read_metrics, timeless
 
     settings = TINY | {"distill.teacher": str(teacher), "distill.steps": 60, "distill.lr": 0.01}
     settings |= {"distill.checkpoint_every": 4, "distill.eval_every": 5, "distill.log_every": 3}
@@ -131,25 +124,15 @@ def test_killed_and_resumed_ends_the_same(teacher, tmp_path):
         folder.mkdir()
         save_preset(Run(folder), preset("nano", settings))
         run_stage(prepare, folder)
-    start = lambda r: subprocess.Popen(
-        [sys.executable, "-c", STAGE, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
-    )
     run_stage(distill, whole)
-    rows = lambda r: timeless(read_metrics(r / "distill/metrics.jsonl"))
-    p = start(run)
+    rows = lambda r: steps_of(r, "distill")
+    p = stage_process(STAGE, run)
     for line in p.stdout:
         if "reads the text once" in line:
             break
     p.kill()
     p.communicate()
-    goals = random.Random(3)
-    for _ in range(3):
-        p, goal = start(run), goals.randint(5, 50)
-        there = (run / "distill/metrics.jsonl").exists
-        while p.poll() is None and not (there() and max((r["step"] for r in rows(run)), default=0) >= goal):
-            time.sleep(0.01)
-        p.kill()
-        p.communicate()
+    assert kill_often(STAGE, run, "distill", 60, seed=3)
     run_stage(distill, run)
     assert (run / "distill/model.safetensors").read_bytes() == (whole / "distill/model.safetensors").read_bytes()
     assert rows(run) == rows(whole) and any("teacher_kl" in r for r in rows(run))

@@ -1,17 +1,12 @@
 "Preferences: TRL's loss and gradients, what the command does with pairs, bad pairs, and a killed run."
 
 import json
-import random
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-from conftest import ENV
+from conftest import here, kill_often, stage_process, steps_of
 
 from elite112m.core.presets import TINY
-from tests.conftest import here
 
 STAGE = """import sys
 from elite112m.core.runs import run_stage
@@ -127,7 +122,6 @@ def test_killed_and_resumed_ends_the_same(base, pairs, tmp_path):
     "To the bit, with the same metrics."
     from elite112m.core.presets import preset
     from elite112m.core.runs import Run, save_preset
-    from elite112m.training.metrics import read_metrics, timeless
 
     more = {"prefer.init": str(base), "prefer.sources": [str(pairs)], "prefer.steps": 60, "prefer.lr": 1e-3}
     settings = TINY | more | {"prefer.checkpoint_every": 4, "prefer.eval_every": 5, "prefer.log_every": 3}
@@ -135,20 +129,10 @@ def test_killed_and_resumed_ends_the_same(base, pairs, tmp_path):
     for folder in (whole, run):
         folder.mkdir()
         save_preset(Run(folder), preset("nano", settings))
-    start = lambda r: subprocess.Popen(
-        [sys.executable, "-c", STAGE, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
-    )
-    out = start(whole).communicate(timeout=300)[0]
-    rows = lambda r: timeless(read_metrics(r / "prefer/metrics.jsonl"))
-    goals = random.Random(1)
-    for _ in range(3):
-        p, goal = start(run), goals.randint(5, 50)
-        done = lambda: max((r["step"] for r in rows(run)), default=0) if (run / "prefer/metrics.jsonl").exists() else 0
-        while p.poll() is None and done() < goal:
-            time.sleep(0.01)
-        p.kill()
-        p.communicate()
-    out = start(run).communicate(timeout=300)[0]
+    out = stage_process(STAGE, whole).communicate(timeout=300)[0]
+    rows = lambda r: steps_of(r, "prefer")
+    assert kill_often(STAGE, run, "prefer", 60, seed=1)
+    out = stage_process(STAGE, run).communicate(timeout=300)[0]
     assert "continues at step" in out, out
     assert (run / "prefer/model.safetensors").read_bytes() == (whole / "prefer/model.safetensors").read_bytes()
     assert rows(run) == rows(whole) and any("margin" in r for r in rows(run))

@@ -10,10 +10,10 @@ import sys
 import time
 
 import pytest
-from conftest import BIN, ENV, here
+from conftest import BIN, ENV, KILLS, here, kill_often, stage_process, steps_of
 
 # ELITE112M_KILLS=20 ELITE112M_KILL_PRESET=nano: the whole nano, twenty times killed (about ten minutes)
-KILLS, NANO = int(os.environ.get("ELITE112M_KILLS", 2)), os.environ.get("ELITE112M_KILL_PRESET") == "nano"
+NANO = os.environ.get("ELITE112M_KILL_PRESET") == "nano"
 STAGE = """import sys
 from elite112m.core.runs import run_stage
 from elite112m.training.pretrain import pretrain
@@ -34,15 +34,7 @@ def prepared(tmp_path_factory, tiny):
 
 
 def stage(run, **kw):
-    "The stage in a process, without a notebook around it."
-    return subprocess.Popen(
-        [sys.executable, "-c", STAGE, str(run)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=ENV,
-        **kw,
-    )
+    return stage_process(STAGE, run, **kw)
 
 
 def finish(run, **kw):
@@ -52,9 +44,7 @@ def finish(run, **kw):
 
 
 def rows(run):
-    from elite112m.training.metrics import read_metrics, timeless
-
-    return timeless(read_metrics(run / "pretrain/metrics.jsonl"))
+    return steps_of(run, "pretrain")
 
 
 def weights(run):
@@ -70,29 +60,6 @@ def whole(prepared, tmp_path_factory):
     return run
 
 
-def kill_often(run, times, steps, seed):
-    "SIGKILL the stage at random moments, spread over its steps; returns the steps it had reached."
-    rng, reached = random.Random(seed), []
-    for goal in sorted(rng.sample(range(steps * 9 // 10), times)):
-        p = stage(run)
-        for line in p.stdout:
-            if "plan:" in line:
-                break  # from here on it trains
-        while p.poll() is None and reached_step(run) < goal:
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.5))
-        if p.poll() is not None:
-            break  # it was done first
-        p.kill()
-        p.communicate()
-        reached.append(reached_step(run))
-    return reached
-
-
-def reached_step(run):
-    return max([r["step"] for r in rows(run)], default=0)
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp8"])
 def test_killed_anywhere_ends_the_same(prepared, whole, tmp_path, tiny, precision):
     if NANO:
@@ -106,11 +73,8 @@ def test_killed_anywhere_ends_the_same(prepared, whole, tmp_path, tiny, precisio
     if base is not prepared:
         whole = base
         assert finish(whole)[0] == 0
-    reached = kill_often(
-        run, KILLS if precision == "fp32" else max(KILLS // 3, 1), 720 if NANO else LONG["pretrain.steps"], precision
-    )
-    print(len(reached), "times killed, at", reached)
-    assert reached
+    times, steps = KILLS if precision == "fp32" else max(KILLS // 3, 1), 80 if NANO else LONG["pretrain.steps"]
+    assert kill_often(STAGE, run, "pretrain", steps, times, precision)
     code, out = finish(run)
     assert code == 0, out
     assert weights(run) == weights(whole)

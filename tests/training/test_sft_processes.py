@@ -1,12 +1,7 @@
 "Fine-tuning that is killed, as a process of its own."
 
-import random
-import subprocess
-import sys
-import time
-
 import pytest
-from conftest import ENV
+from conftest import kill_often, steps_of
 
 STAGE = """import sys
 from elite112m.core.runs import run_stage
@@ -20,9 +15,7 @@ def base(tiny_run):
 
 
 def rows(run):
-    from elite112m.training.metrics import read_metrics, timeless
-
-    return timeless(read_metrics(run / "sft/metrics.jsonl"))
+    return steps_of(run, "sft")
 
 
 @pytest.mark.parametrize("adapter", ["", "lora"])
@@ -52,21 +45,10 @@ def test_killed_and_resumed_ends_the_same(base, tmp_path, capsys, adapter):
         r.mkdir()
         save_preset(Run(r), preset("nano", settings))
     whole, run = runs
-    start = lambda r: subprocess.Popen(
-        [sys.executable, "-c", STAGE, str(r)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV
-    )
     run_stage(sft, whole)
     out = capsys.readouterr().out
     assert "are kept: their validation loss is" in out, out
-    p, goal = start(run), random.Random(1).randint(10, 50)
-    for line in p.stdout:
-        if "plan:" in line:
-            break
-    while p.poll() is None and max((r["step"] for r in rows(run)), default=0) < goal:
-        time.sleep(0.01)
-    assert p.poll() is None
-    p.kill()
-    p.communicate()
+    assert kill_often(STAGE, run, "sft", 60, seed=1)
     run_stage(sft, run)
     out = capsys.readouterr().out
     assert "continues at step" in out, out
