@@ -44,7 +44,7 @@ _MICRO = Preset(
     data=DataConfig(tokens=5_400_000, curriculum=0.85, knowledge=0.15),
     model=ModelConfig(vocab_size=8192, n_layers=6, d_model=192, n_heads=3, n_kv_heads=1, d_ff=512, context=256),
     pretrain=PretrainConfig(
-        **{"steps": 1200, "batch_size": 8, "eval_every": 200, "lr": 2e-2, "muon_lr": 0.024, "warmup_steps": 15}
+        **{"steps": 2100, "batch_size": 8, "eval_every": 300, "lr": 2e-2, "muon_lr": 0.024, "warmup_steps": 15}
     ),
     sft=SFTConfig(
         sources=("curriculum", "mixture:weight=0.08"),
