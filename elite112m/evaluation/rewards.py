@@ -24,7 +24,7 @@ from ..data.messages import conversation
 from ..data.tokenizer import load_tokenizer
 from .checks import check
 from ..fp8.precision import autocast, pick_device, pick_precision
-from ..training.preferences import reply_logprobs
+from ..training.preferences import reply_logprobs, trained_logprobs
 from ..training.pretrain import fit, initial_model, write_result
 from ..training.ranks import ALONE
 from ..training.step import NextToken
@@ -54,13 +54,14 @@ class PolicyGradient(NextToken):
 
     def loss(self, forward, batch, device) -> torch.Tensor:
         ids, labels, advantage, first = (None if t is None else torch.as_tensor(t).to(device) for t in batch)
-        now = reply_logprobs(forward, ids, labels, self.temperature)
+        counted = labels != -100
+        now, extra = trained_logprobs(forward, ids, labels, counted.sum(), self.temperature)
         ratio = (now - now.detach()).exp()  # 1, with the gradient of the log-probability
-        total = -(advantage[:, None].float() * ratio * (labels != -100)).sum()
+        total = extra - (advantage[:, None].float() * ratio * counted).sum()
         if first is not None:
-            d = (now - first) * (labels != -100)
+            d = (now - first) * counted
             distance = ((-d).exp() - 1 + d).sum()
-            self.notes.append({"kl": (distance.detach(), (labels != -100).sum())})
+            self.notes.append({"kl": (distance.detach(), counted.sum())})
             total = total + self.kl * distance
         return total
 

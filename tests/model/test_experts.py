@@ -281,3 +281,38 @@ def test_presets_show_what_a_token_passes(tmp_path):
     assert "GB, recomputing" in done.stdout
     done = here("elite112m", "presets", "--set", "model.n_experts=8", "--set", "model.experts_per_token=9")
     assert done.returncode == 2 and "experts_per_token=9 is over" in done.stderr
+
+
+def objectives():
+    "What is trained after the base model: an objective, a batch for it, the inputs of the model, terms of the loss."
+    from elite112m.evaluation.rewards import PolicyGradient
+    from elite112m.training.distillation import Distillation
+    from elite112m.training.preferences import Preference
+
+    ids = torch.randint(0, 300, (2, 9), generator=torch.Generator().manual_seed(0))
+    x, y = ids[:, :-1], ids[:, 1:].clone()
+    said = torch.randn(2, 8, 300, generator=torch.Generator().manual_seed(1)).log_softmax(-1).topk(5)
+    y[:, :3] = -100
+    yield pytest.param(Distillation(), (x, ids[:, 1:], said.indices, said.values), x, 16, id="distill")
+    yield pytest.param(Preference(), (x[None], y[None], torch.zeros(1, 2, 8)), x, 1, id="prefer")
+    yield pytest.param(PolicyGradient(), (x, y, torch.tensor([1.0, -1.0]), None), x, 10, id="reinforce")
+
+
+@pytest.mark.parametrize("objective, batch, x, n", list(objectives()))
+def test_later_trainings_balance_too(objective, batch, x, n):
+    "The balancing loss acts on the router's gradient, as in pretraining, and leaves the value as it is."
+    from elite112m.core.config import ModelConfig
+    from elite112m.model.transformer import CausalLM
+
+    def loss_and_gradient(router_aux):
+        torch.manual_seed(0)
+        shape = dict(vocab_size=300, n_layers=1, d_model=32, n_heads=2, n_kv_heads=1, d_ff=32, context=16)
+        model = CausalLM(ModelConfig(**shape, n_experts=4, router_aux=router_aux)).train()
+        loss = objective.loss(model, batch, "cpu")
+        gate = model.model.layers[0].mlp.gate.weight
+        extra = n * router_aux * model.balance(model.model(x, routers=True)[1])
+        return loss.item(), *(torch.autograd.grad(part, gate, retain_graph=True)[0] for part in (loss, extra))
+
+    (plain, g, _), (shown, more, extra) = loss_and_gradient(0.0), loss_and_gradient(0.5)
+    assert plain == shown and extra.abs().max() > 1e-4
+    torch.testing.assert_close(more, g + extra, atol=1e-5, rtol=1e-4)

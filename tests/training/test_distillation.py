@@ -52,31 +52,6 @@ def test_without_weight_no_teacher_is_opened(tmp_path):
     assert refused.returncode == 2 and "distill.weight=0" in refused.stderr, refused.stderr
 
 
-def test_a_student_with_experts_is_balanced():
-    "The balancing loss acts on the router's gradient, as in pretraining, and leaves the value as it is."
-    import torch
-
-    from elite112m.core.config import ModelConfig
-    from elite112m.model.transformer import CausalLM
-    from elite112m.training.distillation import Distillation
-
-    def loss_and_gradient(router_aux):
-        torch.manual_seed(0)
-        shape = dict(vocab_size=300, n_layers=1, d_model=32, n_heads=2, n_kv_heads=1, d_ff=32, context=16)
-        student = CausalLM(ModelConfig(**shape, n_experts=4, router_aux=router_aux)).train()
-        ids = torch.randint(0, 300, (2, 9))
-        said = torch.randn(2, 8, 300).log_softmax(-1).topk(5)
-        loss = Distillation().loss(student, (ids[:, :-1], ids[:, 1:], said.indices, said.values), "cpu")
-        gate = student.model.layers[0].mlp.gate.weight
-        routed = student.model(ids[:, :-1], routers=True)[1]
-        extra = 16 * router_aux * student.balance(routed)
-        return loss.item(), *(torch.autograd.grad(part, gate, retain_graph=True)[0] for part in (loss, extra))
-
-    (plain, g, _), (shown, more, extra) = loss_and_gradient(0.0), loss_and_gradient(0.5)
-    assert plain == shown and extra.abs().max() > 1e-4
-    torch.testing.assert_close(more, g + extra, atol=1e-5, rtol=1e-4)
-
-
 def test_another_vocabulary(teacher, tmp_path):
     "The token level refuses it in one line."
     words = ["elite112m", "distill", "--run", tmp_path / "out", "--preset", "nano", "--teacher", teacher, *FEW]
