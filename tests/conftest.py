@@ -65,7 +65,7 @@ def here(*args, cwd="."):
     return subprocess.CompletedProcess(args, ended, out.getvalue(), err.getvalue())
 
 
-KILLS = int(os.environ.get("ELITE112M_KILLS", 2))  # how often the stages are killed
+KILLS = int(os.environ.get("ELITE112M_KILLS", 3))  # how often the stages are killed
 
 
 def stage_process(code, run, **kw):
