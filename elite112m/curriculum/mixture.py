@@ -19,10 +19,11 @@ from .arithmetic import arithmetic_examples, as_gsm8k, family_stream
 from .everyday import conversation_examples, everyday_examples
 from .instructions import instruction_examples, instruction_parts
 from .lessons import KNOWLEDGE, Item, lesson_documents, lesson_examples, lesson_weights
+from .tasks import task_examples
 from ..data.messages import conversation
 
 # %% ../../nbs/03_curriculum/12_mixture.ipynb #c622813b
-MIXTURE = {"curriculum": 2, "arithmetic": 3, "instructions": 3, "everyday": 1}
+MIXTURE = {"curriculum": 2, "arithmetic": 3, "instructions": 3, "everyday": 1, "tasks": 1}
 
 
 def mixture(
@@ -32,12 +33,13 @@ def mixture(
     name: str = "",  # what the model calls itself; without one it is not asked
     knowledge: float = 0.0,  # share of the lessons that are facts of the large tables
 ):  # endless `Item`s
-    "Endless exercises of all four generators. Raises `InputError` for unknown names or unusable weights."
+    "Endless exercises of all generators. Raises `InputError` for unknown names or unusable weights."
     generators = {
         "curriculum": lesson_examples(split, seed, lesson_weights(knowledge)),
         "arithmetic": arithmetic_examples(split, seed),
         "instructions": instruction_examples(split, seed),
         "everyday": everyday_examples(split, seed, name),
+        "tasks": task_examples(split, seed),
     }
     yield from family_stream(lambda name, split, r: next(generators[name]), MIXTURE, split, seed, weights)
 

@@ -11,14 +11,13 @@ from elite112m.core.presets import TINY, preset
 from elite112m.core.runs import run_stage
 from elite112m.curriculum import lessons
 from elite112m.curriculum.lessons import CATEGORIES, KNOWLEDGE, lesson_weights
-from elite112m.curriculum.wordings import FRAMES
+from elite112m.curriculum.wordings import FRAMES, reduced
 from elite112m.data.conversations import chosen
 from elite112m.data.prepare import prepare
 from elite112m.data.shards import Split
 from elite112m.data.tokenizer import load_tokenizer
 from elite112m.evaluation.casual import casual_items, knowledge_items
 from elite112m.evaluation.checks import check
-from elite112m.evaluation.contamination import reduced
 from elite112m.evaluation.suite import exam
 
 FACTS = lessons._knowledge()

@@ -82,7 +82,7 @@ def test_forms_alone_are_labelled():
 
 def test_no_prompt_is_asked_in_training_in_other_spelling():
     "Nor in the lessons: what differs in capitals, commas and spaces only counts as the same."
-    from elite112m.evaluation.contamination import reduced
+    from elite112m.curriculum.wordings import reduced
 
     asked = {reduced(i.prompt) for i in islice(curriculum.lesson_examples("train", 0), 40_000)}
     assert [i.prompt for i in exam(30) if reduced(i.prompt) in asked] == []
