@@ -48,7 +48,7 @@ _MICRO = Preset(
     ),
     sft=SFTConfig(
         sources=("curriculum", "mixture:weight=0.08"),
-        **{"examples": 80_000, "batch_size": 8, "lr": 3e-3, "muon_lr": 0.005, "eval_every": 250},
+        **{"examples": 160_000, "batch_size": 8, "lr": 3e-3, "muon_lr": 0.005, "eval_every": 250},
     ),
 )
 
