@@ -1031,8 +1031,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'elite112m/curriculum/tasks.py'),
                                             'elite112m.curriculum.tasks._order': ( '03_curriculum/tasks.html#_order',
                                                                                    'elite112m/curriculum/tasks.py'),
-                                            'elite112m.curriculum.tasks._other_answers': ( '03_curriculum/tasks.html#_other_answers',
-                                                                                           'elite112m/curriculum/tasks.py'),
                                             'elite112m.curriculum.tasks._parity': ( '03_curriculum/tasks.html#_parity',
                                                                                     'elite112m/curriculum/tasks.py'),
                                             'elite112m.curriculum.tasks._percent': ( '03_curriculum/tasks.html#_percent',

@@ -334,21 +334,14 @@ def _examined():
     return found
 
 
-def _exercise_check(table, reply, slots, others):
-    "How a reply is judged: by its number or its answer; a list, a sentence or a program must be the same."
+def _exercise_check(table, reply, slots, fact):
+    "How a reply is judged: by its number or the fact it names; a list, a sentence or a program must be the same."
     answer = str(slots.get(table.get("answer", "c")))
-    if "####" in reply or (others and answer.isdigit()):
+    if "####" in reply or (fact and answer.isdigit()):
         return lessons._number_check(int(answer))
-    if others and answer.replace(" ", "").isalpha():
-        return lessons._text_check([answer], others)
+    if fact and len(answer) > 2 and len(answer.split()) < 4 and answer.replace(" ", "").isalpha():
+        return dict(kind="keywords", groups=[[answer]], max_sentences=8)
     return dict(kind="regex", pattern=re.escape(reply))
-
-
-@cache
-def _other_answers(name):
-    table = _RELATIONS[name]
-    column = table["slots"].split().index(table["answer"])
-    return {row.split("|")[column] for row in table["rows"]}
 
 
 @cache
@@ -385,8 +378,9 @@ def _draw(split, r, most):
     if reduced(prompt) in _examined():
         return None
     history = _sum_before(slots, r) if name.endswith("later") else ()
-    others = sorted(_other_answers(name) - {slots[table["answer"]]}) if fact else []
-    return Item(EVERYDAY_TASKS, key, prompt, reply, _exercise_check(table, reply, slots, others), history)
+    if not all(lessons._steps_allowed(split, said) for _, said in history):
+        return None
+    return Item(EVERYDAY_TASKS, key, prompt, reply, _exercise_check(table, reply, slots, fact), history)
 
 
 def _sum_before(slots, r):

@@ -170,8 +170,9 @@ _TASK_OPTIONS = [
         default="suite",
         metavar="A,B",
         show_default=True,
-        help="With --model: suite (35 categories), base (ranks of right words, for models before fine-tuning), gsm8k, "
-        "humaneval, bits (per byte), lm-eval.",
+        help="With --model: suite (35 categories), base (ranks of right words, for models before fine-tuning), casual "
+        "and typed (what people type), knowledge (facts of the large tables), gsm8k, humaneval, bits (per byte), "
+        "lm-eval.",
     ),
     click.option(
         "--task-set",
