@@ -15,7 +15,7 @@ from ..core.config import require
 from ..core.files import read_asset
 from . import lessons
 from .arithmetic import number_words
-from .instructions import _POOL
+from .instructions import _POOL, _mentions_all
 from .lessons import _WORDS, SPLITS, Item, split_of
 from .wordings import _frames_for, cores_of, prompt_of, reduced
 
@@ -339,8 +339,8 @@ def _exercise_check(table, reply, slots, fact):
     answer = str(slots.get(table.get("answer", "c")))
     if "####" in reply or (fact and answer.isdigit()):
         return lessons._number_check(int(answer))
-    if fact and len(answer) > 2 and len(answer.split()) < 4 and answer.replace(" ", "").isalpha():
-        return dict(kind="keywords", groups=[[answer]], max_sentences=8)
+    if fact and len(answer) > 2 and answer.replace(" ", "").isalpha():
+        return _mentions_all([answer])
     return dict(kind="regex", pattern=re.escape(reply))
 
 
