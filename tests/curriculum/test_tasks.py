@@ -58,7 +58,7 @@ def test_answers_follow_from_the_question(tasks):
 def test_every_reply_passes_its_check_and_another_does_not(tasks):
     assert {i.category for i in tasks} == {EVERYDAY_TASKS}
     for i in tasks[:5_000]:
-        assert check(i.reply, i.check, i.prompt) and not check("I am a small language model.", i.check, i.prompt), i
+        assert check(i.reply, i.check, i.prompt) and not check("I would rather not say.", i.check, i.prompt), i
 
 
 def test_no_task_asks_what_the_examination_asks(tasks):
