@@ -37,7 +37,7 @@ _NANO = Preset(
     pretrain=PretrainConfig(
         **{"steps": 80, "batch_size": 8, "eval_every": 20, "lr": 2.8e-2, "muon_lr": 0.028, "warmup_steps": 15}
     ),
-    sft=SFTConfig(examples=38_000, batch_size=8, lr=1.4e-2, muon_lr=0.02, eval_every=100),
+    sft=SFTConfig(examples=48_000, batch_size=8, lr=1.4e-2, muon_lr=0.02, eval_every=100),
 )
 _MICRO = Preset(
     name="micro",
