@@ -15,7 +15,7 @@ from ..core.config import require
 from ..core.files import read_asset
 from .lessons import SPLITS, WORDINGS, Item, lesson_examples, lesson_weights, split_of
 from .tasks import task_examples
-from .wordings import core_of, prompt_of, reduced
+from .wordings import core_of, is_reserved, prompt_of
 
 # %% ../../nbs/03_curriculum/14_everyday.ipynb #00595a43
 FIRST_CONTACT = "First contact"
@@ -64,12 +64,6 @@ def varied(sentence: str, r: random.Random) -> str:
     return sentence
 
 
-# what the examinations ask word for word: a hundred ways to say hello would hit upon it
-_EXAMINED = read_asset("casual")["talk"].values()
-_RESERVED = {reduced(p) for t in _EXAMINED for p in (*t.get("prompts", ()), *(talk[1] for talk in t.get("talks", ())))}
-_RESERVED |= {reduced(t["turns"][-1]) for t in read_asset("typed")}
-
-
 def _core(sentence, table):
     "The core of a sentence of this table; a talk is said as it is."
     return ("talk", sentence) if table.get("kind") == "talk" else core_of(sentence)
@@ -80,7 +74,7 @@ def _asked_by(table, split, slots, r, wording):
     if split != "test":
         ask = table["ask"][:5] if r.random() < 0.45 else table["ask"]  # the first are what people say most
         prompt = prompt_of(_core(varied(r.choice(ask), r), table), slots, r, names=_SMALL)
-        return None if reduced(prompt) in _RESERVED else prompt
+        return None if is_reserved(prompt) else prompt
     styles = ("bare", "slips") if wording == "casual" else ("neat",)
     frames = "test" if wording == "casual" else "train"
     return prompt_of(_core(r.choice(table["other"]), table), slots, r, frames, styles, _SMALL)
@@ -169,7 +163,7 @@ def _follow_up(first, second, r):
     sentence = r.choice(("What about {s}?", "And {s}?", "And what about {s}?", "And for {s}?"))
     prompt = prompt_of(("talk", sentence), {"s": subject}, r, names=("s",))
     asked = replace(second, prompt=prompt, history=((first.prompt, first.reply),))
-    return asked if reduced(prompt) not in _RESERVED else None
+    return None if is_reserved(prompt) else asked
 
 
 def conversation_examples(
@@ -183,7 +177,7 @@ def conversation_examples(
     lessons = lesson_examples(split, seed, lesson_weights(knowledge))
     share, most = (TASKS_SHARE, None) if knowledge else (FEW_TASKS_SHARE, FEW_FACTS)
     drawn = (everyday_examples(split, seed, name), task_examples(split, seed, most), lessons)
-    streams = [(i for i in items if reduced(i.prompt) not in _RESERVED) for items in drawn]
+    streams = [(i for i in items if not is_reserved(i.prompt)) for items in drawn]
     shares = (EVERYDAY_SHARE, share, 1 - EVERYDAY_SHARE - share)
     last = {}  # relation -> the fact asked before
     alone = lambda: next(i for i in r.choice(streams) if not i.history)

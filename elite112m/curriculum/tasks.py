@@ -17,7 +17,7 @@ from . import lessons
 from .arithmetic import number_words
 from .instructions import _POOL, _mentions_all
 from .lessons import _WORDS, SPLITS, Item, split_of
-from .wordings import _frames_for, cores_of, prompt_of, reduced
+from .wordings import _frames_for, cores_of, is_reserved, prompt_of, reduced
 
 # %% ../../nbs/03_curriculum/15_tasks.ipynb #e4cc576e
 EVERYDAY_TASKS = "Everyday tasks"
@@ -125,19 +125,19 @@ def _story(r, name):
         return None
     slots = dict(a=a, b=b, c=c, n=r.choice(_WORDS["names"]), x=r.choice(_LISTED["things"]))
     if name in _LISTED:
-        slots |= dict(zip("ghl", r.choice(_LISTED[name]).split("|")))
+        verb = r.choice(_LISTED[name]).split("|")
+        slots |= dict(zip("ghl", verb)) | ({"x": r.choice(_LISTED["food"])} if verb[0] == "eat" else {})
     return f"story:{lessons._step_key(a, op, b)}", slots
 
 
 @_maker("times later", "plus later", "minus later")
 def _later(r, name):
-    "A sum, and another step with its result."
-    a, b, c = _operands(r, r.choice("++-*"))
+    "Another step with `a`, the result of the turn before."
     op = {"times": "*", "plus": "+", "minus": "-"}[name.split()[0]]
-    d = r.randint(1, 10)
-    if c < d or split_of(lessons._step_key(c, op, d)) == "test":
+    a, b = _operands(r, r.choice("++-*"))[2], r.randint(1, 10)
+    if a < b:
         return None
-    return lessons._step_key(c, op, d), dict(a=c, b=d, c={"*": c * d, "+": c + d, "-": c - d}[op])
+    return lessons._step_key(a, op, b), dict(a=a, b=b, c={"*": a * b, "+": a + b, "-": a - b}[op])
 
 # %% ../../nbs/03_curriculum/15_tasks.ipynb #6e8bf531
 @_maker("prime")
@@ -265,12 +265,15 @@ def _odd_one(r, name):
     return f"odd:{c}:{' '.join(sorted(words))}", dict(l=", ".join(r.sample([*words, c], 4)), c=c)
 
 
-@_maker("size", "smaller", "speed")
+@_maker("size", "smaller", "heavier", "lighter", "speed")
 def _scale(r, name):
+    "Two things that are far from each other in a list from small to large, or from slow to fast."
     found = _LISTED["speeds" if name == "speed" else "sizes"]
     i, k = sorted(r.sample(range(len(found)), 2))
     x, y = r.sample((found[i], found[k]), 2)
-    c = found[i] if name == "smaller" else found[k]
+    if k - i < (1 if name == "speed" else 4):
+        return None
+    c = found[i] if name in ("smaller", "lighter") else found[k]
     return f"{name}:{i}:{k}", _with_capitals(dict(x=x, y=y, c=c))
 
 # %% ../../nbs/03_curriculum/15_tasks.ipynb #f96e0831
@@ -352,7 +355,7 @@ def _cores(name, subject, split):
     return lessons._core_for(cores, subject, split) if subject else cores
 
 
-_NAMES = ("s", "x")  # slots that may be written in small letters
+_NAMES = ("s", "x", "c")  # slots that may be written in small letters
 _WEIGHTS = {name: t["weight"] for name, t in (_RELATIONS | _MADE).items()}
 
 
@@ -375,10 +378,10 @@ def _draw(split, r, most):
         return None
     core = r.choice(_cores(name, key.rpartition("|")[0] if shared else "", split))
     prompt = prompt_of(core, slots, r, names=_NAMES if fact else ())
-    if reduced(prompt) in _examined():
+    if is_reserved(prompt) or reduced(prompt) in _examined():
         return None
     history = _sum_before(slots, r) if name.endswith("later") else ()
-    if not all(lessons._steps_allowed(split, said) for _, said in history):
+    if any(is_reserved(said) or not lessons._steps_allowed(split, reply) for said, reply in history):
         return None
     return Item(EVERYDAY_TASKS, key, prompt, reply, _exercise_check(table, reply, slots, fact), history)
 

@@ -175,9 +175,8 @@ def typed_items() -> list[Item]:  # the same for everybody
     items = []
     for k, row in enumerate(read_asset("typed")):
         *earlier, prompt = row["turns"]
-        accept, reject = (row[key].removeprefix("(?s)") for key in ("accept", "reject"))
-        without = f"(?!.*(?:{reject}))" if reject else ""
-        how = dict(kind="regex", pattern=f"(?is){without}.*(?:{accept}).*")
+        without = f"(?!.*(?:{row['reject']}))" if row["reject"] else ""
+        how = dict(kind="regex", pattern=f"(?is){without}.*(?:{row['accept']}).*")
         history = tuple((turn, "") for turn in earlier)
         items.append(Item(row["group"], f"{row['group']}:{k}", prompt, "", how, history, "casual"))
     return items
