@@ -16,7 +16,7 @@ from hashlib import blake2b
 
 from ..core.config import did_you_mean, require
 from ..core.files import read_asset
-from .wordings import core_of, cores_of, prompt_of
+from .wordings import core_of, cores_of, is_reserved, prompt_of
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #d1262514
 @dataclass(frozen=True)
@@ -267,11 +267,13 @@ def _write(drawn, split, r, wording="taught"):
 
 
 def _statement(drawn, split, r):
-    "A sentence of a document that states the exercise."
+    "A sentence of a document that states the exercise; None for a question that an examination asks."
     slots = drawn.slots
     if split != "test":
         whole = [c for c in drawn.cores if c[0] == "text"] or drawn.cores
         slots = slots | {"prompt": prompt_of(r.choice(whole), slots, r, "asked", ("neat",))}
+        if is_reserved(slots["prompt"]):
+            return None
     return r.choice(drawn.says).format(**slots)
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #4c1620a5
