@@ -112,7 +112,7 @@ def _operands(r, op):
 
 @_maker("sum")
 def _sum(r, name):
-    op = r.choice("++--**/")
+    op = r.choice("+--*//")
     a, b, c = _operands(r, op)
     return lessons._step_key(a, op, b), dict(a=a, b=b, c=c, o=op, w=r.choice(_SAID[op]))
 
