@@ -83,16 +83,19 @@ def without_computed(
 def _windows(tok, cfg, split, n, context, **lessons):
     "The windows of a split's conversations; says what was left out."
     faults = Counter()
-    talks = [fitted(tok, m, context) for m in chosen(cfg.sources, split, n, cfg.seed, faults, **lessons)]
-    kept = [t for t in talks if t]
-    if cfg.mask_computed:
-        kept = [(ids, without_computed(tok, ids, mask)) for ids, mask in kept]
+    kept, seen = [], 0
+    for messages in chosen(cfg.sources, split, n, cfg.seed, faults, **lessons):
+        seen += 1
+        if talk := fitted(tok, messages, context):
+            ids, mask = talk
+            mask = without_computed(tok, ids, mask) if cfg.mask_computed else mask
+            kept.append((np.array(ids, np.int32), np.array(mask, bool)))  # as lists they take ten times the memory
     require(
         kept,
         f"no {split} conversation in {', '.join(cfg.sources)} fits model.context={context}; "
         "give more of them, or choose a longer context",
     )
-    faults["too long"] = len(talks) - len(kept)
+    faults["too long"] = seen - len(kept)
     x, y, docs = pack(kept, context)
     left = "".join(f", {n:,} {k}" for k, n in faults.items() if n)
     echo(f"sft: {len(kept):,} conversations for {split} in {len(x):,} windows{left}")
