@@ -174,10 +174,9 @@ def conversation_examples(
 ):  # endless `Item`s
     "Lessons, everyday items and tasks, some with earlier turns. Raises `InputError` for an unknown split."
     r = random.Random(f"{seed} {split} conversations")
-    lessons = lesson_examples(split, seed, lesson_weights(knowledge))
+    lessons = (i for i in lesson_examples(split, seed, lesson_weights(knowledge)) if not is_reserved(i.prompt))
     share, most = (TASKS_SHARE, None) if knowledge else (FEW_TASKS_SHARE, FEW_FACTS)
-    drawn = (everyday_examples(split, seed, name), task_examples(split, seed, most), lessons)
-    streams = [(i for i in items if not is_reserved(i.prompt)) for items in drawn]
+    streams = (everyday_examples(split, seed, name), task_examples(split, seed, most), lessons)
     shares = (EVERYDAY_SHARE, share, 1 - EVERYDAY_SHARE - share)
     last = {}  # relation -> the fact asked before
     alone = lambda: next(i for i in r.choice(streams) if not i.history)

@@ -11,7 +11,16 @@ import re
 
 from ..core.files import read_asset
 from .arithmetic import _write_step, family_stream, number_words, roman
-from .lessons import _WORDS, Item, _number_check, _step_key, _steps_allowed, _text_check, split_of
+from elite112m.curriculum.lessons import (
+    _WORDS,
+    Item,
+    _number_check,
+    _registrar,
+    _step_key,
+    _steps_allowed,
+    _text_check,
+    split_of,
+)
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #3d71261d
 _TASK_WORDS, _TEMPLATES = read_asset("instructions").values()
@@ -21,16 +30,7 @@ _POOL = sorted({*_WORDS["topics"], *(one for one, _ in _WORDS["nouns"])})
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #f6bb1886
 _MAKERS = {}
-
-
-def _family(*names):
-    "Register a function for these families."
-
-    def register(f):
-        _MAKERS.update(dict.fromkeys(names, f))
-        return f
-
-    return register
+_family = _registrar(_MAKERS)
 
 # %% ../../nbs/03_curriculum/11_instructions.ipynb #aebcd9ae
 def _ends_with_answer(answer):

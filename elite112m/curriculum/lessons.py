@@ -141,19 +141,23 @@ def _draw_from_table(forms, r):
     return form, forms[form]["key"].format(**slots), slots, forms[form]["check"]
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #98e864dd
-_FAMILIES = {}
+def _registrar(table):
+    "A decorator that enters a function into `table`, under each of the names it is given."
+
+    def family(*names):
+        def register(f):
+            table.update(dict.fromkeys(names, f))
+            return f
+
+        return register
+
+    return family
+
+
+_FAMILIES = {}  # functions of a random generator that return form, key, slots and check
+_family = _registrar(_FAMILIES)
 # The reply has to be repeated letter for letter.
 _EXACT = dict(kind="exact", answer="{reply}")
-
-
-def _family(category):
-    "Register a function of a random generator that returns form, key, slots and check."
-
-    def register(f):
-        _FAMILIES[category] = f
-        return f
-
-    return register
 
 # %% ../../nbs/03_curriculum/00_lessons.ipynb #4713ea49
 def _step_key(a, op, b):

@@ -38,17 +38,8 @@ def _row(name, r, most=None):
     return f"{name}:{row}", _with_capitals(dict(zip(table["slots"].split(), row.split("|"))))
 
 # %% ../../nbs/03_curriculum/15_tasks.ipynb #a7b2df19
-_MAKERS = {}
-
-
-def _maker(*names):
-    "Register a function of a random generator and one of these names."
-
-    def register(f):
-        _MAKERS.update(dict.fromkeys(names, f))
-        return f
-
-    return register
+_MAKERS = {}  # functions of a random generator and a name
+_maker = lessons._registrar(_MAKERS)
 
 
 def _size(r):

@@ -184,6 +184,7 @@ def typed_items() -> list[Item]:  # the same for everybody
 
 def _with_own_replies(items, model, options):
     "The items with the model's replies to their earlier turns."
+    items = list(items)
     for t in range(max(len(i.history) for i in items)):
         waiting = [k for k, i in enumerate(items) if len(i.history) > t]
         asked = [replace(items[k], history=items[k].history[:t], prompt=items[k].history[t][0]) for k in waiting]
@@ -192,7 +193,7 @@ def _with_own_replies(items, model, options):
         replies = model.replies(talks, options.max_new_tokens, options.batch_size, "earlier turns", **how)
         for k, i, r in zip(waiting, asked, replies):
             history = (*i.history, (i.prompt, r.text), *items[k].history[t + 1 :])
-            items = [*items[:k], replace(items[k], history=history), *items[k + 1 :]]
+            items[k] = replace(items[k], history=history)
     return items
 
 
